@@ -1,0 +1,36 @@
+# The project's commands: from nothing, each needs only Python 3.11 and make.
+PYTHON ?= python3.11
+QUERY ?= ( 12 + 7 ) * ( 5 - 38 ) - -3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+# torch's default of one thread a core spin-waits on shared cores and takes ten times as long.
+export OMP_NUM_THREADS := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test check format lab
+
+demo: $(INSTALLED)  ## install everything into .venv and run the main job on the lab pool
+	$(BIN)/r2graph run "$(QUERY)"
+
+test: $(INSTALLED)  ## the test suite; `make test ARGS="-m slow"` runs what is deselected by default
+	$(BIN)/pytest $(ARGS)
+
+check: $(INSTALLED)  ## what CI runs: format, lint, types, and the tests (import layers among them)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(MAKE) test
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lab: $(INSTALLED)  ## train the lab's nine models and its router from nothing; stops and resumes
+	$(BIN)/python -m training.lab
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "Installing into .venv: about 2 GB and a few minutes the first time"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[all]"
+	@touch $@

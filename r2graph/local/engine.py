@@ -1,0 +1,188 @@
+"""A loaded model directory, and the one thread that decodes for everyone who uses it."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, cast
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from r2graph.errors import ModelFileError, PromptTooLongError, QueryError
+from r2graph.local.decoding import Batch
+from r2graph.local.generation import Completion, Generation, Options, Piece, Vocabulary
+
+DEFAULT_CONTEXT = 4096  # for models that do not say how many tokens they hold
+
+Waiting = SimpleQueue[Generation | None]  # None: nobody is left who could ask
+
+
+class Engine:
+    """One model in memory, shared by threads and event loops alike.
+
+    Its thread starts with the first request and ends when nobody holds the engine any more.
+    """
+
+    def __init__(self, folder: Path, device: str, dtype: str, max_batch: int) -> None:
+        self._origin = (str(folder), device, dtype, max_batch)
+        self._model, self._tokenizer = load(folder, device, dtype)
+        self._vocabulary = read_vocabulary(self._model, self._tokenizer)
+        config = self._model.config
+        self._context: int = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
+        self._waiting: Waiting = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+        self._encoding = threading.Lock()  # sanitizing switches the tokenizer's mode for a moment
+        weakref.finalize(self, self._waiting.put, None)
+
+    def __reduce__(self) -> tuple[Callable[..., Engine], tuple[Any, ...]]:
+        """A copy, or another process, opens the directory for itself."""
+        return open_engine, self._origin
+
+    def token_ids(self, text: str) -> list[int]:
+        """The tokens of a text, without a chat template around it."""
+        with self._encoding:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def submit(
+        self,
+        messages: list[dict[str, str]],
+        options: Options,
+        on_piece: Callable[[Piece], None] | None = None,
+    ) -> Future[Completion]:
+        """Queue a request; cancelling its future takes it out of the queue or out of the batch.
+
+        `on_piece` is called on the decoding thread, for the last time before the future completes.
+        """
+        prompt = self._prompt(messages)
+        room = self._context - len(prompt)
+        if room < 1:
+            raise PromptTooLongError(len(prompt), self._context)
+        limit = min(options.max_tokens or room, room)
+        generation = Generation(prompt, limit, options, self._vocabulary, on_piece)
+        self._waiting.put(generation)
+        self._start()
+        return generation.future
+
+    def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
+        try:
+            with self._encoding:
+                ids = self._tokenizer.apply_chat_template(
+                    messages,
+                    add_generation_prompt=True,
+                    return_dict=False,
+                    sanitize_control_tokens=True,  # text that spells an end of turn stays text
+                )
+        except ValueError as error:
+            raise QueryError("the model's tokenizer cannot take these messages") from error
+        return cast(list[int], ids)
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None or not self._thread.is_alive():  # a fork leaves a dead one
+                work = (self._model, self._waiting, self._origin[-1])
+                self._thread = threading.Thread(
+                    target=serve, args=work, name="r2graph-local", daemon=True
+                )
+                self._thread.start()
+
+
+@torch.inference_mode()
+def serve(model: PreTrainedModel, waiting: Waiting, max_batch: int) -> None:
+    """Decode for whoever waits; holds no engine, so that one without users can be collected."""
+    batch = Batch(model)
+    while True:
+        arrived = take(waiting, max_batch - len(batch.rows), block=not batch.rows)
+        if None in arrived:
+            return
+        joining = [row for row in arrived if row and row.active()]
+        try:
+            if joining:
+                batch.join(joining)
+            if batch.rows:
+                batch.step()
+        except Exception as error:  # noqa: BLE001: a broken batch must not end the thread
+            for row in {*batch.rows, *joining}:
+                row.fail(error)
+            batch = Batch(model)
+
+
+def take(waiting: Waiting, room: int, *, block: bool) -> list[Generation | None]:
+    """What waits now, at most `room`; with `block`, at least one."""
+    arrived = [waiting.get()] if block else []
+    while len(arrived) < room:
+        try:
+            arrived.append(waiting.get_nowait())
+        except Empty:
+            break
+    return arrived
+
+
+_ENGINES: weakref.WeakValueDictionary[Any, Engine] = weakref.WeakValueDictionary()
+_OPENING = threading.Lock()
+
+
+def open_engine(folder: str, device: str, dtype: str, max_batch: int) -> Engine:
+    """The engine of a directory: one for all who ask for it, a new one once its files change."""
+    path = Path(folder).expanduser().resolve()
+    if not (path / "config.json").is_file():
+        raise ModelFileError(f"{folder}: not a model directory, it has no config.json")
+    files = tuple(sorted((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in path.iterdir()))
+    key = (path, files, device, dtype, max_batch)
+    with _OPENING:  # transformers sets process-wide defaults while it loads
+        engine = _ENGINES.get(key)
+        if engine is None:
+            engine = _ENGINES[key] = Engine(path, device, dtype, max_batch)
+        return engine
+
+
+def load(folder: Path, device: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Read a directory in Hugging Face format; runs no code from it and opens no connection."""
+    safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
+            )
+    except Exception as error:  # noqa: BLE001: half a dozen parsers raise what they like
+        reason = type(error).__name__
+        raise ModelFileError(f"{folder}: not a readable causal language model ({reason})") from error
+    if report["missing_keys"]:
+        raise ModelFileError(f"{folder}: weights are missing, the rest would be random")
+    if tokenizer.chat_template is None:
+        raise ModelFileError(f"{folder}: the tokenizer has no chat template")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.eval().to(device), tokenizer
+
+
+def read_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    """What requests need of the tokenizer; answers end at its end token or the model's own."""
+    ends = model.generation_config.eos_token_id
+    ...
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bar that transformers shows for each model."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,47 @@
+"""What the README shows works: its commands exist and its Python prints what it says."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from r2graph.cli import app
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"^```([^\n]+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+SHELL_LINES = [line for fence, body in BLOCKS if fence == "bash" for line in body.splitlines()]
+PYTHON_BLOCKS = [body for fence, body in BLOCKS if fence == "python run"]
+
+
+def commands(program: str) -> list[str]:
+    return [line for line in SHELL_LINES if line.startswith(f"{program} ")]
+
+
+@pytest.mark.parametrize("line", commands("r2graph"))
+def test_a_command_in_the_readme_exists_with_its_options(line: str) -> None:
+    arguments = shlex.split(line, comments=True)[1:]
+    # Options are parsed, unknown ones refused, before `--help` ends the run.
+    result = CliRunner().invoke(app, [*arguments, "--help"])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("line", commands("make"))
+def test_a_make_target_in_the_readme_exists(line: str) -> None:
+    target = shlex.split(line, comments=True)[1]
+    assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+@pytest.mark.parametrize("body", PYTHON_BLOCKS)
+def test_python_in_the_readme_prints_what_its_comments_say(
+    body: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exec(compile(body, "README.md", "exec"), {"__name__": "readme"})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*# (.*)$", body, re.M)
+
+
+def test_links_in_the_documents_lead_to_files() -> None:
+    for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"

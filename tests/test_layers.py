@@ -1,0 +1,65 @@
+"""The layout tells the story: imports run one way, and importing r2graph is light."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "r2graph"
+# A module imports, at its top or inside a function, only from those before it.
+LAYERS = [
+    "errors",
+    "plan",
+    "local",
+    "lab",
+    "pricing",
+    "pool",
+    "limits",
+    "calls",
+    "decompose",
+    "allocate",
+    "verify",
+    "router",
+    "state",
+    "graph",
+    "evaluation",
+    "cli",
+]
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of the modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if layer(path) != "__init__"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_earlier_layers(path: Path) -> None:
+    allowed = LAYERS[: LAYERS.index(layer(path)) + 1]
+    for name in imports(path):
+        root, *rest = name.split(".")
+        assert root not in {"training", "graphs", "benchmarks", "tests"}, name
+        if root == "r2graph" and rest:
+            assert rest[0] in allowed, f"{name} belongs to a later layer"
+
+
+def test_importing_r2graph_loads_neither_torch_nor_transformers() -> None:
+    code = "import sys, r2graph; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
