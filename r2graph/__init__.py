@@ -5,7 +5,7 @@
     graph = create_r2_graph(load_pool("lab"), router="lab")
     print(graph.invoke("( 12 + 7 ) * ( 5 - 38 )")["answer"])
 
-A name is imported when it is first used, so that `import r2graph` costs next to nothing.
+All but the errors is imported on first use, so that `import r2graph` costs next to nothing.
 """
 
 from __future__ import annotations
@@ -13,53 +13,96 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from r2graph.errors import (
+    AllocationError,
+    ConfigError,
+    EmptyQueryError,
+    LimitExceeded,
+    MissingExtraError,
+    MissingKeyError,
+    ModelCallError,
+    ModelFileError,
+    PlanError,
+    PoolFileError,
+    PromptTooLongError,
+    QueryError,
+    R2Error,
+    RouterFileError,
+    RouterMismatchError,
+    UnknownModelError,
+    UnknownPriceError,
+    UnsupportedQueryError,
+)
+
 if TYPE_CHECKING:
-    from r2graph.allocate import Allocator as Allocator
-    from r2graph.decompose import Decomposer as Decomposer
-    from r2graph.errors import AllocationError as AllocationError
-    from r2graph.errors import ConfigError as ConfigError
-    from r2graph.errors import LimitExceeded as LimitExceeded
-    from r2graph.errors import ModelCallError as ModelCallError
-    from r2graph.errors import PlanError as PlanError
-    from r2graph.errors import QueryError as QueryError
-    from r2graph.errors import R2Error as R2Error
-    from r2graph.graph import create_r2_graph as create_r2_graph
-    from r2graph.limits import Limits as Limits
-    from r2graph.local import ChatLocal as ChatLocal
-    from r2graph.pool import ModelPool as ModelPool
-    from r2graph.pool import ModelSpec as ModelSpec
-    from r2graph.pool import load_pool as load_pool
-    from r2graph.router import load_router as load_router
-    from r2graph.verify import Verifier as Verifier
+    from r2graph.allocate import Allocator
+    from r2graph.decompose import Decomposer
+    from r2graph.graph import create_r2_graph
+    from r2graph.limits import Limits
+    from r2graph.local import ChatLocal
+    from r2graph.plan import Plan, Subtask
+    from r2graph.pool import ModelPool, ModelSpec, load_pool
+    from r2graph.pricing import Price, Usage
+    from r2graph.router import load_router
+    from r2graph.verify import Verifier
 
-_MODULES = {
-    "allocate": ("Allocator",),
-    "decompose": ("Decomposer",),
-    "errors": (
-        "AllocationError",
-        "ConfigError",
-        "LimitExceeded",
-        "ModelCallError",
-        "PlanError",
-        "QueryError",
-        "R2Error",
-    ),
-    "graph": ("create_r2_graph",),
-    "limits": ("Limits",),
-    "local": ("ChatLocal",),
-    "pool": ("ModelPool", "ModelSpec", "load_pool"),
-    "router": ("load_router",),
-    "verify": ("Verifier",),
+__all__ = [
+    "AllocationError",
+    "Allocator",
+    "ChatLocal",
+    "ConfigError",
+    "Decomposer",
+    "EmptyQueryError",
+    "LimitExceeded",
+    "Limits",
+    "MissingExtraError",
+    "MissingKeyError",
+    "ModelCallError",
+    "ModelFileError",
+    "ModelPool",
+    "ModelSpec",
+    "Plan",
+    "PlanError",
+    "PoolFileError",
+    "Price",
+    "PromptTooLongError",
+    "QueryError",
+    "R2Error",
+    "RouterFileError",
+    "RouterMismatchError",
+    "Subtask",
+    "UnknownModelError",
+    "UnknownPriceError",
+    "UnsupportedQueryError",
+    "Usage",
+    "Verifier",
+    "create_r2_graph",
+    "load_pool",
+    "load_router",
+]
+
+_LAZY = {
+    "Allocator": "allocate",
+    "ChatLocal": "local",
+    "Decomposer": "decompose",
+    "Limits": "limits",
+    "ModelPool": "pool",
+    "ModelSpec": "pool",
+    "Plan": "plan",
+    "Price": "pricing",
+    "Subtask": "plan",
+    "Usage": "pricing",
+    "Verifier": "verify",
+    "create_r2_graph": "graph",
+    "load_pool": "pool",
+    "load_router": "router",
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
-
-__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _LAZY:
         raise AttributeError(f"module 'r2graph' has no attribute {name!r}")
-    value = getattr(import_module(f"r2graph.{_HOME[name]}"), name)
+    value = getattr(import_module(f"r2graph.{_LAZY[name]}"), name)
     globals()[name] = value
     return value
 

@@ -124,9 +124,6 @@ class PromptTooLongError(QueryError):
         self.tokens = tokens
         self.context = context
 
-    def __reduce__(self) -> tuple[type[PromptTooLongError], tuple[int, int]]:
-        return type(self), (self.tokens, self.context)
-
 
 class PlanError(R2Error, ValueError):
     """A plan that does not parse: malformed, cyclic, too long, or with unknown references."""

@@ -104,6 +104,8 @@ def _parse_operand(tokens: list[str], at: int) -> tuple[Node, int]:
         if at >= len(tokens) or tokens[at] != ")":
             raise ValueError("not an expression")
         return node, at + 1
+    if not tokens[at].lstrip("-").isdigit():
+        raise ValueError("not an expression")
     return int(tokens[at]), at + 1
 
 

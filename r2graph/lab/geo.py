@@ -157,17 +157,22 @@ def task(question: str) -> Task:
     raise ValueError("not a question of the geo family")
 
 
-def draw(rng: Random) -> Task:
-    """One task from the documented distribution."""
+def draw(rng: Random, by_population: bool = True) -> Task:
+    """One task from the documented distribution; without `by_population` all cities are equally likely."""
     known = facts()
+    city_weights = known.city_weights if by_population else None
+
+    def city() -> str:
+        return rng.choices(known.cities, cum_weights=city_weights)[0]
+
     form, attribute = rng.choices(FORMS, WEIGHTS)[0]
     while True:
         if form == "where":
-            item = _about_place(attribute, _city(rng))
+            item = _about_place(attribute, city())
         elif form == "pair":
-            first = _city(rng)
+            first = city()
             siblings = known.cities_in[known.country_of[first]]
-            second = rng.choice(siblings) if rng.random() < 0.5 else _city(rng)
+            second = rng.choice(siblings) if rng.random() < 0.5 else city()
             if first == second:
                 continue
             item = _about_pair(attribute, first, second)
@@ -180,7 +185,3 @@ def draw(rng: Random) -> Task:
         if all(item.outputs.values()):
             return item
 
-
-def _city(rng: Random) -> str:
-    known = facts()
-    return rng.choices(known.cities, cum_weights=known.city_weights)[0]

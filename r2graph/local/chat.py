@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from r2graph.local.engine import Engine
 
 
-class ChatLocal(Options, BaseChatModel):
+class ChatLocal(BaseChatModel, Options):  # type: ignore[misc] # pydantic's plugin, at model_construct
     """A chat model that runs here: `ChatLocal(model="path/to/directory").invoke("…")`.
 
     The directory is in Hugging Face format: `config.json`, safetensors weights, a tokenizer with a
@@ -148,7 +148,9 @@ class ChatLocal(Options, BaseChatModel):
             return Options(**options | ({"stop": stop} if stop else {}))
         except ValidationError as error:
             faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-            raise ConfigError(f"{type(self).__name__} cannot be called so: {'; '.join(faults)}") from None
+            raise ConfigError(
+                f"{type(self).__name__} cannot be called so: {'; '.join(faults)}"
+            ) from None
 
     def _engine(self, model: str) -> Engine:
         if model not in self._engines:
@@ -160,8 +162,9 @@ class ChatLocal(Options, BaseChatModel):
         return self._engines[model]
 
     async def _aengine(self, model: str) -> Engine:
-        # Loading takes seconds: not on the event loop.
-        return self._engines.get(model) or await asyncio.to_thread(self._engine, model)
+        if model not in self._engines:  # loading takes seconds: not on the event loop
+            await asyncio.to_thread(self._engine, model)
+        return self._engines[model]
 
 
 def plain(messages: list[BaseMessage]) -> list[dict[str, str]]:
@@ -173,6 +176,40 @@ def plain(messages: list[BaseMessage]) -> list[dict[str, str]]:
 
 
 def result(completion: Completion, model_name: str) -> ChatResult:
-    metadata = logprobs(completion.logprobs) | ending(completion, model_name)
-    message = AIMessage(completion.text, usage_metadata=usage(completion), response_metadata=...)
+    message = AIMessage(
+        completion.text,
+        usage_metadata=usage(completion),
+        response_metadata=ending(completion, model_name) | logprobs(completion.logprobs),
+    )
     return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def chunk(piece: Piece) -> ChatGenerationChunk:
+    message = AIMessageChunk(content=piece.text, response_metadata=logprobs(piece.logprobs))
+    return ChatGenerationChunk(message=message)
+
+
+def last_chunk(completion: Completion, model_name: str) -> ChatGenerationChunk:
+    message = AIMessageChunk(
+        content="",
+        usage_metadata=usage(completion),
+        response_metadata=ending(completion, model_name),
+        chunk_position="last",
+    )
+    return ChatGenerationChunk(message=message)
+
+
+def usage(completion: Completion) -> UsageMetadata:
+    tokens_in, tokens_out = completion.prompt_tokens, completion.output_tokens
+    return UsageMetadata(
+        input_tokens=tokens_in, output_tokens=tokens_out, total_tokens=tokens_in + tokens_out
+    )
+
+
+def ending(completion: Completion, model_name: str) -> dict[str, Any]:
+    return {"model_name": model_name, "finish_reason": completion.finish_reason}
+
+
+def logprobs(content: list[TokenLogprob]) -> dict[str, Any]:
+    """OpenAI's form; nothing where nothing was asked."""
+    return {"logprobs": {"content": content}} if content else {}

@@ -6,7 +6,7 @@ key-value cache. Not covered: recurrent and encoder-decoder models.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -21,91 +21,99 @@ GREEDY_BELOW = 1e-4  # colder than this, the likeliest token is drawn anyway, an
 class Batch:
     """The requests in flight, and one key-value cache for them all.
 
-    Rows are padded on the left: the newest token of every row is in the last column, and its
-    position is the number of real tokens before it. `mask` [rows, columns] is 1 for real tokens,
-    `tokens` [rows] are those that the model has not read yet.
+    Rows are padded on the left, so that the newest token of each is in the last column. `gaps` has
+    the number of columns before each row's first token, `tokens` what the model has yet to read.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.device = model.device
         self.rows: list[Generation] = []
+        self.gaps: list[int] = []
+        self.tokens: list[int] = []
         self.cache = DynamicCache()
-        self.mask = self.tokens = torch.empty(0)
 
     def join(self, rows: list[Generation]) -> None:
         """Read the prompts of new rows and give each its first token."""
         width = max(len(row.prompt) for row in rows)
         gaps = [width - len(row.prompt) for row in rows]
-        ids = self._tensor([[0] * gap + row.prompt for gap, row in zip(gaps, rows, strict=True)])
-        mask = self._tensor([[0] * gap + [1] * (width - gap) for gap in gaps])
+        ids = [[0] * gap + row.prompt for gap, row in zip(gaps, rows, strict=True)]
         cache = DynamicCache()
-        tokens = self._forward(rows, ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
+        self.tokens += self._forward(rows, ids, gaps, cache)
         if self.rows:
-            for new, old in zip(cache.layers, self.cache.layers, strict=True):
-                new.keys = stack(old.keys, new.keys, dim=-2)
-                new.values = stack(old.values, new.values, dim=-2)
-            mask, tokens = stack(self.mask, mask, dim=-1), torch.cat([self.tokens, tokens])
-        self.rows, self.cache, self.mask, self.tokens = [*self.rows, *rows], cache, mask, tokens
+            longest = max(width, self.cache.get_seq_length())
+            self.gaps = [gap + longest - self.cache.get_seq_length() for gap in self.gaps]
+            gaps = [gap + longest - width for gap in gaps]
+            for new, old in zip(layers(cache), layers(self.cache), strict=True):
+                new.keys = stack(old.keys, new.keys)
+                new.values = stack(old.values, new.values)
+        self.rows += rows
+        self.gaps += gaps
+        self.cache = cache
         self._leave()
 
     def step(self) -> None:
         """Give every row one more token."""
-        self.mask = pad(self.mask, (0, 1), value=1)
-        positions = self.mask.sum(-1, keepdim=True) - 1
-        ids = self.tokens[:, None]
-        self.tokens = self._forward(self.rows, ids, self.mask, positions, self.cache)
+        ids = [[token] for token in self.tokens]
+        self.tokens = self._forward(self.rows, ids, self.gaps, self.cache)
         self._leave()
 
     def _forward(
-        self,
-        rows: list[Generation],
-        ids: Tensor,
-        mask: Tensor,
-        positions: Tensor,
-        cache: DynamicCache,
-    ) -> Tensor:
-        """Run the model on new columns, hand each row its next token, and return them [rows]."""
+        self, rows: list[Generation], ids: list[list[int]], gaps: list[int], cache: DynamicCache
+    ) -> list[int]:
+        """Run the model on new columns; each row gets its next token, which is returned too."""
+        read, width = cache.get_seq_length(), cache.get_seq_length() + len(ids[0])
+        positions = [[max(column - gap, 0) for column in range(read, width)] for gap in gaps]
         output = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
+            input_ids=torch.tensor(ids, device=self.device),
+            attention_mask=self._mask(gaps, width) if any(gaps) else None,
+            position_ids=torch.tensor(positions, device=self.device),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
         logits = output.logits[:, -1].float()
-        tokens = choose(logits, rows)
-        scores = score(logits, tokens, rows)
-        for row, token, (logprob, top) in zip(rows, tokens.tolist(), scores, strict=True):
+        chosen = choose(logits, rows)
+        tokens: list[int] = chosen.tolist()
+        for row, token, (logprob, top) in zip(
+            rows, tokens, score(logits, chosen, rows), strict=True
+        ):
             row.accept(token, logprob, top)
         return tokens
+
+    def _mask(self, gaps: list[int], width: int) -> Tensor:
+        columns = torch.arange(width, device=self.device)
+        return columns >= torch.tensor(gaps, device=self.device)[:, None]
 
     def _leave(self) -> None:
         """Drop the rows that nobody waits for, and the columns that only they used."""
         stay = [i for i, row in enumerate(self.rows) if row.active()]
         if len(stay) == len(self.rows):
             return
+        unused = min((self.gaps[i] for i in stay), default=0)
         self.rows = [self.rows[i] for i in stay]
-        if not stay:
-            self.cache = DynamicCache()
-            return
-        index = self._tensor(stay)
-        mask = self.mask[index]
-        unused = int(mask.argmax(-1).min())
-        self.mask, self.tokens = mask[:, unused:], self.tokens[index]
-        for layer in self.cache.layers:
-            layer.keys = layer.keys[index, :, unused:]
-            layer.values = layer.values[index, :, unused:]
-
-    def _tensor(self, values: list[Any]) -> Tensor:
-        return torch.tensor(values, device=self.model.device)
+        self.gaps = [self.gaps[i] - unused for i in stay]
+        self.tokens = [self.tokens[i] for i in stay]
+        for layer in layers(self.cache):
+            layer.keys = layer.keys[stay, :, unused:]
+            layer.values = layer.values[stay, :, unused:]
 
 
-def stack(above: Tensor, below: Tensor, dim: int) -> Tensor:
-    """Join two batches that are padded on the left along `dim` (negative) into one."""
-    width = max(above.shape[dim], below.shape[dim])
-    skip = [0, 0] * (-dim - 1)
-    return torch.cat([pad(t, [*skip, width - t.shape[dim], 0]) for t in (above, below)])
+class KeyValues(Protocol):
+    """What a batch rearranges in a layer of the cache: [rows, heads, columns, size] each."""
+
+    keys: Tensor
+    values: Tensor
+
+
+def layers(cache: DynamicCache) -> list[KeyValues]:
+    return cast(list[KeyValues], cache.layers)
+
+
+def stack(above: Tensor, below: Tensor) -> Tensor:
+    """Keys or values of two batches in one, padded on the left."""
+    columns = max(above.shape[-2], below.shape[-2])
+    return torch.cat([pad(t, (0, 0, columns - t.shape[-2], 0)) for t in (above, below)])
 
 
 def choose(logits: Tensor, rows: list[Generation]) -> Tensor:
@@ -125,7 +133,8 @@ def draw(logits: Tensor, rows: list[Generation]) -> Tensor:
     mass = probabilities.cumsum(-1)
     nucleus = mass - probabilities < top_p  # never empty: nothing comes before the likeliest
     total = (mass * nucleus).amax(-1, keepdim=True)
-    return order.gather(-1, (mass < point * total).sum(-1, keepdim=True))[:, 0]
+    drawn: Tensor = order.gather(-1, (mass < point * total).sum(-1, keepdim=True))
+    return drawn[:, 0]
 
 
 Score = tuple[float, list[tuple[int, float]]]
@@ -137,7 +146,7 @@ def score(logits: Tensor, tokens: Tensor, rows: list[Generation]) -> list[Score]
         return [(0.0, [])] * len(rows)
     logprobs = logits.log_softmax(-1)
     chosen: list[float] = logprobs.gather(-1, tokens[:, None])[:, 0].tolist()
-    widest = max(row.options.top_logprobs for row in rows)
+    widest = max(row.top_logprobs for row in rows)
     top = logprobs.topk(min(widest, logprobs.shape[-1]))
     tops = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     return [

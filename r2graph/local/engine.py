@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, cast
 
 import torch
+from jinja2 import TemplateError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from r2graph.errors import ModelFileError, PromptTooLongError, QueryError
+from r2graph.errors import EmptyQueryError, ModelFileError, PromptTooLongError, QueryError
 from r2graph.local.decoding import Batch
 from r2graph.local.generation import Completion, Generation, Options, Piece, Vocabulary
 
@@ -37,6 +38,7 @@ class Engine:
     """
 
     def __init__(self, folder: Path, device: str, dtype: str, max_batch: int) -> None:
+        self.name = folder.name
         self._origin = (str(folder), device, dtype, max_batch)
         self._model, self._tokenizer = load(folder, device, dtype)
         self._vocabulary = read_vocabulary(self._model, self._tokenizer)
@@ -46,6 +48,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._encoding = threading.Lock()  # sanitizing switches the tokenizer's mode for a moment
+        self._prompt([{"role": "user", "content": "?"}])  # compile the template here and now
         weakref.finalize(self, self._waiting.put, None)
 
     def __reduce__(self) -> tuple[Callable[..., Engine], tuple[Any, ...]]:
@@ -55,7 +58,8 @@ class Engine:
     def token_ids(self, text: str) -> list[int]:
         """The tokens of a text, without a chat template around it."""
         with self._encoding:
-            return self._tokenizer.encode(text, add_special_tokens=False)
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids
 
     def submit(
         self,
@@ -86,8 +90,10 @@ class Engine:
                     return_dict=False,
                     sanitize_control_tokens=True,  # text that spells an end of turn stays text
                 )
-        except ValueError as error:
-            raise QueryError("the model's tokenizer cannot take these messages") from error
+        except (TemplateError, ValueError) as error:
+            raise QueryError("the model's chat template cannot take these messages") from error
+        if not ids:
+            raise EmptyQueryError
         return cast(list[int], ids)
 
     def _start(self) -> None:
@@ -114,9 +120,9 @@ def serve(model: PreTrainedModel, waiting: Waiting, max_batch: int) -> None:
                 batch.join(joining)
             if batch.rows:
                 batch.step()
-        except Exception as error:  # noqa: BLE001: a broken batch must not end the thread
+        except Exception as error:  # noqa: BLE001 - a broken batch must not end the thread
             for row in {*batch.rows, *joining}:
-                row.fail(error)
+                pass
             batch = Batch(model)
 
 
@@ -141,6 +147,8 @@ def open_engine(folder: str, device: str, dtype: str, max_batch: int) -> Engine:
     if not (path / "config.json").is_file():
         raise ModelFileError(f"{folder}: not a model directory, it has no config.json")
     files = tuple(sorted((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in path.iterdir()))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     key = (path, files, device, dtype, max_batch)
     with _OPENING:  # transformers sets process-wide defaults while it loads
         engine = _ENGINES.get(key)
@@ -155,34 +163,42 @@ def load(folder: Path, device: str, dtype: str) -> tuple[PreTrainedModel, PreTra
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
-            model, report = AutoModelForCausalLM.from_pretrained(
+            read: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
             )
-    except Exception as error:  # noqa: BLE001: half a dozen parsers raise what they like
+        model, report = read
+    except Exception as error:  # half a dozen parsers raise what they like
         reason = type(error).__name__
-        raise ModelFileError(f"{folder}: not a readable causal language model ({reason})") from error
+        raise ModelFileError(
+            f"{folder}: not a readable causal language model ({reason})"
+        ) from error
     if report["missing_keys"]:
         raise ModelFileError(f"{folder}: weights are missing, the rest would be random")
     if tokenizer.chat_template is None:
         raise ModelFileError(f"{folder}: the tokenizer has no chat template")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.eval().to(device), tokenizer
 
 
 def read_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     """What requests need of the tokenizer; answers end at its end token or the model's own."""
-    ends = model.generation_config.eos_token_id
-    ...
+    stated = model.generation_config.eos_token_id
+    ends = {*(stated if isinstance(stated, list) else [stated]), tokenizer.eos_token_id}
+    decode = cast(Callable[..., str], tokenizer.decode)
+    exact = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return Vocabulary(
+        ends=frozenset(ends - {None}),
+        text=functools.partial(decode, **exact),
+        name=functools.cache(lambda token: decode([token])),
+    )
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the progress bar that transformers shows for each model."""
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -31,7 +31,7 @@ class Options(BaseModel):
     """With a seed a prompt gets the same answer again, whatever else is in its batch."""
     logprobs: bool = False
     """Return each token's log-probability under the model, before temperature and top_p."""
-    top_logprobs: int = Field(default=0, ge=0, le=20)
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
     """How many of the likeliest tokens to return beside each token; implies `logprobs`."""
     timeout: float | None = Field(default=None, gt=0.0)
     """Seconds that a call may take, waiting for its turn included; then `TimeoutError`."""
@@ -95,7 +95,8 @@ class Generation:
         self.limit = limit
         self.options = options
         self.random = random.Random(options.seed)
-        self.wants_logprobs = options.logprobs or options.top_logprobs > 0
+        self.top_logprobs = options.top_logprobs or 0
+        self.wants_logprobs = options.logprobs or self.top_logprobs > 0
         self.future: Future[Completion] = Future()
         self._vocabulary = vocabulary
         self._on_piece = on_piece
@@ -114,7 +115,7 @@ class Generation:
         """Add the next token; the last one completes the future."""
         self._tokens.append(token)
         if self.wants_logprobs:
-            self._logprobs.append(self._named(token, logprob, top[: self.options.top_logprobs]))
+            self._logprobs.append(self._named(token, logprob, top[: self.top_logprobs]))
         finish: FinishReason | None = None
         if token in self._vocabulary.ends:
             finish = "stop"
@@ -140,14 +141,12 @@ class Generation:
         return not self.future.done() and self.future.set_running_or_notify_cancel()
 
     def _send(self, text: str, *, last: bool) -> None:
-        if self._on_piece and (last or len(text) > self._sent_characters):
-            fresh = self._logprobs[self._sent_logprobs :]
+        fresh = self._logprobs[self._sent_logprobs :]
+        if self._on_piece and (len(text) > self._sent_characters or (last and fresh)):
             self._on_piece(Piece(text[self._sent_characters :], fresh))
             self._sent_characters, self._sent_logprobs = len(text), len(self._logprobs)
 
-    def _named(
-        self, token: int, logprob: float, top: Sequence[tuple[int, float]]
-    ) -> TokenLogprob:
+    def _named(self, token: int, logprob: float, top: Sequence[tuple[int, float]]) -> TokenLogprob:
         name = self._vocabulary.name
         return {
             "token": name(token),

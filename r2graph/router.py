@@ -1,0 +1,142 @@
+"""Routers: a trained decomposer and allocator with their card, as a directory.
+
+    router.yaml     the card: what it is for, how it was made, what it costs
+    decomposer/     a causal language model in Hugging Face format
+    allocator/      another one
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from r2graph.allocate import Allocator, CheckpointAllocator
+from r2graph.decompose import CheckpointDecomposer, Decomposer
+from r2graph.errors import RouterFileError, RouterMismatchError
+from r2graph.pool import N_SLOTS, ModelPool, ModelSpec
+from r2graph.pricing import Price
+from r2graph.verify import AllOf, ConfidenceVerifier, FormatVerifier, Verifier
+
+CARD = "router.yaml"
+MODULES = ("decomposer", "allocator")
+_SHIPPED = {"lab": Path(__file__).parent / "lab" / "artefacts" / "router"}
+
+
+class Prices(BaseModel):
+    """What the router's own models charge; they are on the bill like any other."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    decomposer: Price
+    allocator: Price
+
+
+class RouterCard(BaseModel):
+    """Where a router comes from and what it is good for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    format: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[\w.-]{1,60}$")]
+    language: str
+    """What the queries are written in; a router serves only pools of its own language."""
+    n_slots: Annotated[int, Field(ge=1, le=99)] = N_SLOTS
+    base: str
+    """The models that were fine-tuned."""
+    trained_with: str
+    """Method and software."""
+    command: str
+    """What made it."""
+    seed: int
+    data_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Of the training data."""
+    prices: Prices
+    confidence_threshold: Annotated[float, Field(le=0)] | None = None
+    """The mean token log-probability below which a step moves up; `None`: only its form is checked."""
+
+
+@dataclass(frozen=True)
+class Router:
+    """A decomposer and an allocator that were trained together, and the check that suits them."""
+
+    decomposer: Decomposer
+    allocator: Allocator
+    verifier: Verifier
+    card: RouterCard
+
+    def admit(self, pool: ModelPool) -> None:
+        """Raise `RouterMismatchError` unless the router can serve the pool."""
+        if pool.language != self.card.language:
+            raise RouterMismatchError(
+                f"router {self.card.name!r} speaks {self.card.language!r} and pool {pool.name!r} "
+                f"{pool.language!r}: leave the router out, or use a pool of its language"
+            )
+
+    def read(self, query: str) -> str:
+        """The query as the router writes it; `UnsupportedQueryError` if it is not its language."""
+        if self.card.language == "lab":
+            from r2graph.lab import language
+
+            return language.check(query)
+        return query
+
+
+def load_router(source: str | Path) -> Router:
+    """The router that r2graph ships (`lab`), or one from a directory.
+
+    Reads the card; the models are loaded on their first call, from safetensors alone. Raises
+    `RouterFileError`.
+    """
+    folder = _SHIPPED.get(str(source)) or Path(source).expanduser()
+    card = _card(folder, source)
+    for module in MODULES:
+        if not any((folder / module).glob("*.safetensors")):
+            raise RouterFileError(f"router {str(source)!r} has no {module}/*.safetensors")
+    prices = card.prices
+    decomposer = _module(folder, card, "decomposer", prices.decomposer)
+    allocator = _module(folder, card, "allocator", prices.allocator)
+    return Router(
+        CheckpointDecomposer(decomposer),
+        CheckpointAllocator(allocator, n_slots=card.n_slots),
+        _verifier(card),
+        card,
+    )
+
+
+def _card(folder: Path, source: str | Path) -> RouterCard:
+    try:
+        data = yaml.safe_load((folder / CARD).read_bytes())
+    except OSError:
+        raise RouterFileError(
+            f"router {str(source)!r} is neither a directory with a {CARD} nor one of "
+            f"{', '.join(_SHIPPED)}"
+        ) from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise RouterFileError(f"{CARD} of router {str(source)!r} is not YAML") from None
+    try:
+        return RouterCard.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise RouterFileError(
+            f"{CARD} of router {str(source)!r}: {place} {first['msg']}"
+        ) from None
+
+
+def _module(folder: Path, card: RouterCard, module: str, price: Price) -> ModelSpec:
+    return ModelSpec(
+        name=f"{card.name}-{module}",
+        model=f"local:{(folder / module).resolve()}",
+        price=price,
+        tags=frozenset({"local"}),
+    )
+
+
+def _verifier(card: RouterCard) -> Verifier:
+    if card.confidence_threshold is None:
+        return FormatVerifier()
+    return AllOf(FormatVerifier(), ConfidenceVerifier(card.confidence_threshold))

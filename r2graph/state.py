@@ -1,0 +1,251 @@
+"""What goes into a run, what the checkpointer keeps of it, and what comes out.
+
+State is plain JSON and messages, so that any checkpointer, server or human editor can hold it:
+money is a decimal string, plans are in their JSON form. Objects live in `Run`, which is made anew
+for each invocation and never stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from threading import BoundedSemaphore
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from langchain_core.messages import AnyMessage, BaseMessage, HumanMessage, convert_to_messages
+from langchain_core.prompt_values import PromptValue
+from langgraph.graph.message import add_messages
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from r2graph.calls import Entry
+from r2graph.errors import ConfigError, EmptyQueryError, QueryError, UnknownModelError
+from r2graph.limits import Limits
+from r2graph.pool import ModelPool
+
+StopReason = Literal[
+    "verified",  # every check that could be made was passed, and at least one was made
+    "unverified",  # nothing spoke against the answer, and nothing for it
+    "attempts",  # a step failed its check on every model it was tried on
+    "rounds",  # the answer was rejected, and no further plan is allowed
+    "budget",  # the next call could have passed `budget_usd`
+    "deadline",  # `deadline_s` is over
+    "calls",  # `max_calls` were made
+]
+
+
+class Chosen(TypedDict):
+    """The member for one step, and why."""
+
+    member: str
+    reason: str
+    slot: int | None
+    probabilities: dict[str, float] | None
+
+
+class AttemptRecord(TypedDict):
+    """One try of a step: what came and what its check said (`ok` is `None` if it could not say)."""
+
+    member: str
+    output: str | None
+    ok: bool | None
+    reason: str
+    score: float | None
+    cost_usd: str
+    seconds: float
+
+
+class StepRecord(TypedDict):
+    """A step as it was run; `output` is `None` if none came before a limit."""
+
+    id: str
+    text: str
+    prompt: str
+    member: str
+    output: str | None
+    ok: bool | None
+    local: bool
+    attempts: list[AttemptRecord]
+    reference_usd: str
+    """The last attempt's tokens at the price of the strongest member."""
+    stopped: NotRequired[str]
+    """The limit that ended the step."""
+
+
+class MemberUsage(TypedDict):
+    """What one model did in a run."""
+
+    input_tokens: int
+    output_tokens: int
+    calls: int
+    cost_usd: str
+
+
+class FeedbackRecord(TypedDict):
+    plan: dict[str, Any] | None
+    reason: str
+
+
+class Progress(TypedDict):
+    """Where a turn stands; belongs to the run whose id it bears."""
+
+    run_id: str
+    round: int
+    feedback: list[FeedbackRecord]
+    stop: StopReason | None
+
+
+class R2Input(TypedDict, total=False):
+    """A query, or messages of which the last human one is the query. `run_id` is set by the graph."""
+
+    query: str
+    messages: Annotated[list[AnyMessage], add_messages]
+    run_id: str
+
+
+class R2Output(TypedDict):
+    """The result. Amounts are dollars as decimal strings."""
+
+    answer: str
+    """Empty if a limit ended the run before there was one."""
+    messages: Annotated[list[AnyMessage], add_messages]
+    plan: dict[str, Any]
+    """JSON form: `{"subtasks": [{"id", "text", "depends_on"}], "answer"}`."""
+    allocation: dict[str, Chosen]
+    steps: dict[str, StepRecord]
+    usage: dict[str, MemberUsage]
+    cost_usd: str
+    """Everything: steps, failed attempts, router and verifier."""
+    router_cost_usd: str
+    verifier_cost_usd: str
+    counterfactual_usd: str
+    """An estimate: the same steps with the same tokens, all on the strongest member."""
+    local_share: float
+    """The share of steps whose output came from a local member."""
+    stop_reason: StopReason
+    run_id: str
+
+
+class R2State(R2Output):
+    query: str
+    progress: Progress
+    bill: list[Entry]
+
+
+class RunContext(BaseModel):
+    """Settings of one run; what is left out is as the graph was made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    quality: Annotated[float, Field(ge=0, le=1)] | None = None
+    """How sure each step should be, 0 to 1; learned routers trade it for cost."""
+    budget_usd: Annotated[Decimal, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Dollars that the run must not pass."""
+    limits: Limits | None = None
+    """Only the fields that are given replace those of the graph."""
+    pool: str | None = None
+    """A pool that the graph knows by name."""
+
+
+def read_context(given: RunContext | Mapping[str, Any] | None) -> RunContext:
+    """A run's settings; raises `ConfigError` for what is out of range or unknown."""
+    if isinstance(given, RunContext):
+        return given
+    try:
+        return RunContext.model_validate(given or {})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "context"
+        raise ConfigError(f"{place}: {first['msg']}") from None
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings of one invocation, resolved."""
+
+    pool: ModelPool
+    quality: float
+    budget: Decimal | None
+    limits: Limits
+    started: float = field(default_factory=time.monotonic)
+    gate: BoundedSemaphore | None = None
+    agate: asyncio.Semaphore | None = None
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a graph was made with, and the pools that it knows by name."""
+
+    pool: ModelPool
+    pools: Mapping[str, ModelPool]
+    quality: float
+    budget: Decimal | None
+    limits: Limits
+
+    def run(self, context: RunContext, max_concurrency: int | None) -> Run:
+        """One invocation's settings; `max_concurrency` bounds the calls it makes at once."""
+        limits = self.limits
+        if context.limits is not None:
+            given = context.limits.model_fields_set
+            limits = limits.model_copy(update={name: getattr(context.limits, name) for name in given})
+        return Run(
+            pool=self.pool if context.pool is None else self._named(context.pool),
+            quality=self.quality if context.quality is None else context.quality,
+            budget=self.budget if context.budget_usd is None else context.budget_usd,
+            limits=limits,
+            gate=BoundedSemaphore(max_concurrency) if max_concurrency else None,
+            agate=asyncio.Semaphore(max_concurrency) if max_concurrency else None,
+        )
+
+    def _named(self, name: str) -> ModelPool:
+        if name not in self.pools:
+            known = ", ".join(self.pools) or "none"
+            raise UnknownModelError(f"the graph knows no pool {name!r}; it knows {known}")
+        return self.pools[name]
+
+
+def read_input(given: object) -> tuple[str, list[BaseMessage]]:
+    """The query, and the messages that bring it; raises `QueryError`.
+
+    Takes a text, messages in any form that LangChain knows, a prompt value, or a mapping with
+    `query`, `messages`, or both: then the messages are what was said before.
+    """
+    if isinstance(given, Mapping):
+        messages = _messages(given.get("messages") or [])
+        if (query := given.get("query")) is not None:
+            messages = [*messages, _human(query)]
+    elif isinstance(given, str):
+        messages = [_human(given)]
+    else:
+        messages = _messages(given)
+    query = next((m.text for m in reversed(messages) if isinstance(m, HumanMessage)), "")
+    if not query.strip():
+        raise EmptyQueryError
+    return query.strip(), messages
+
+
+def _human(query: object) -> HumanMessage:
+    if not isinstance(query, str):
+        raise QueryError(f"the query must be a text, not {type(query).__name__}")
+    return HumanMessage(query)
+
+
+def _messages(given: object) -> list[BaseMessage]:
+    if isinstance(given, PromptValue):
+        return given.to_messages()
+    if isinstance(given, BaseMessage):
+        return [given]
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise QueryError(f"the input must be a text, a mapping or messages, not {type(given).__name__}")
+    try:
+        return convert_to_messages(given)
+    except (ValueError, TypeError, NotImplementedError):
+        raise QueryError("the messages are not of a form that LangChain knows") from None
+
+
+def history(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """What was said before the query, which is the last human message."""
+    at = max((i for i, m in enumerate(messages) if isinstance(m, HumanMessage)), default=0)
+    return list(messages[:at])

@@ -1,0 +1,132 @@
+"""SFT data of the lab's router: plans for the decomposer, slots per quality level for the allocator.
+
+    python -m training.router_data --pool runs/lab --out runs/lab
+
+Writes `decomposer.jsonl`, `allocator.jsonl` (TRL's conversational prompt/completion form), and `search.json`: what the
+grouped search found on the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from random import Random
+
+from rich.progress import track
+
+from r2graph.lab import arith, geo, scan
+from r2graph.lab.task import Task, is_test
+from r2graph.plan import render_text
+from training.labels import Chances
+from training.outcomes import MODELS, Outcomes
+from training.search import search
+
+SEED = 2
+PLANS = {"scan": 13_576, "arith": 70_000, "geo": 70_000}
+ALLOCATIONS = {"scan": 1_000, "arith": 10_000, "geo": 10_000}
+LEVELS_PER_PLAN = 2
+SEARCHED = 500  # tasks of each family
+
+
+def training_queries(family: str, seed: int, even: bool = False) -> Iterator[Task]:
+    """Training queries of one family, without end (SCAN: each once, shuffled); `even`: every city equally often."""
+    rng = Random(seed)
+    if family == "scan":
+        commands = list(scan.split("train"))
+        rng.shuffle(commands)
+        yield from commands
+        return
+    while True:
+        task = draw(family, rng, even)
+        if not is_test(task.query):
+            yield task
+
+
+def draw(family: str, rng: Random, even: bool = False) -> Task:
+    return arith.draw(rng) if family == "arith" else geo.draw(rng, by_population=not even)
+
+
+def row(prompt: str, completion: str) -> str:
+    return json.dumps(
+        {
+            "prompt": [{"role": "user", "content": prompt}],
+            "completion": [{"role": "assistant", "content": completion}],
+        }
+    )
+
+
+def allocation_rows(task: Task, chances: Chances, rng: Random) -> Iterator[str]:
+    """The whole plan as it is first seen, and each step with its references filled, at random quality levels."""
+    for _ in range(LEVELS_PER_PLAN):
+        q = rng.randint(1, 10)
+        steps = task.plan.subtasks
+        prompts = [prompt for _, prompt, _ in task.steps()]
+        lines = [f"{step.id}: {step.text}" for step in steps]
+        seen = [step.text if step.depends_on else prompt for step, prompt in zip(steps, prompts, strict=True)]
+        slots = [f"m{chances.label(text, q)}" for text in seen]
+        yield row("\n".join([f"q{q}", *lines]), " ".join(slots))
+        for step, prompt in zip(steps, prompts, strict=True):
+            if step.depends_on:
+                yield row(f"q{q}\ns1: {prompt}", f"m{chances.label(prompt, q)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pool", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", choices=("decomposer", "allocator"))
+    arguments = parser.parse_args()
+    if arguments.only != "allocator":
+        write_plans(arguments.out / "decomposer.jsonl")
+    if arguments.only != "decomposer":
+        write_allocations(arguments.pool, arguments.out)
+
+
+def write_plans(path: Path) -> None:
+    # A planner has to copy any name, not to know it: every city equally often.
+    tasks = [
+        task
+        for family, n in PLANS.items()
+        for task in islice(training_queries(family, SEED, even=True), n)
+    ]
+    Random(SEED).shuffle(tasks)
+    with path.open("w") as file:
+        for task in tasks:
+            file.write(row(f"plan: {task.query}", render_text(task.plan)) + "\n")
+
+
+def write_allocations(pool: Path, out: Path) -> None:
+    outcomes = Outcomes(pool, out / "outcomes.jsonl")
+    by_family = {
+        family: list(islice(training_queries(family, SEED + 1), n))
+        for family, n in ALLOCATIONS.items()
+    }
+    tasks = [task for group in by_family.values() for task in group]
+    outcomes.fill(prompt for task in tasks for _, prompt, _ in task.steps())
+    found = {
+        family: summary([search(task, outcomes) for task in track(group[:SEARCHED], family)])
+        for family, group in by_family.items()
+    }
+    (out / "search.json").write_text(json.dumps(found, indent=1) + "\n")
+    chances = Chances(tasks, outcomes)
+    rng = Random(SEED)
+    rows = [line for task in tasks for line in allocation_rows(task, chances, rng)]
+    rng.shuffle(rows)
+    (out / "allocator.jsonl").write_text("\n".join(rows) + "\n")
+
+
+def summary(found: list) -> dict[str, object]:
+    slots = [slot for item in found if item.right for slot in item.slots]
+    return {
+        "tasks": len(found),
+        "right": sum(item.right for item in found),
+        "executions": sum(item.executions for item in found),
+        "slots": {model: slots.count(i) for i, model in enumerate(MODELS, start=1)},
+    }
+
+
+if __name__ == "__main__":
+    main()
