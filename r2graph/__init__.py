@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from r2graph.errors import (
     AllocationError,
+    CheckpointError,
     ConfigError,
     EmptyQueryError,
     LimitExceeded,
@@ -50,6 +51,7 @@ __all__ = [
     "AllocationError",
     "Allocator",
     "ChatLocal",
+    "CheckpointError",
     "ConfigError",
     "Decomposer",
     "EmptyQueryError",

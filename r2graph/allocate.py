@@ -95,7 +95,7 @@ class FixedAllocator(Allocator):
 
 
 class RandomAllocator(Allocator):
-    """Draws a member for each step, the same ones for the same seed and query; never moves a step."""
+    """Draws a member for each step, the same for the same seed and query; never moves a step."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -195,7 +195,7 @@ class PromptedAllocator(Allocator):
             [
                 ALLOCATE_INSTRUCTIONS + "\n".join(models),
                 f"From 0 to 1, the right answer matters {context.quality:g}.",
-                f"Reply with {len(steps)} numbers of models, one a subtask in order, and nothing else.",
+                f"Reply with {len(steps)} model numbers, one a subtask in order, and no more.",
             ]
         )
         texts = "\n".join(f"{step.id}: {step.text}" for step in steps)

@@ -244,10 +244,14 @@ class _Request:
         return time.monotonic() - self._began
 
     def invoke(self) -> AIMessage:
-        return self._model.invoke(self.call.messages, self._config, **self._options)
+        message: AIMessage = self._model.invoke(self.call.messages, self._config, **self._options)
+        return message
 
     async def ainvoke(self) -> AIMessage:
-        return await self._model.ainvoke(self.call.messages, self._config, **self._options)
+        message: AIMessage = await self._model.ainvoke(
+            self.call.messages, self._config, **self._options
+        )
+        return message
 
 
 def drive(flow: Flow[T], door: Door) -> T:

@@ -19,6 +19,7 @@ R2Error
 ├── PlanError (ValueError)          a plan that does not parse
 ├── AllocationError (ValueError)    an allocation that does not parse
 ├── ModelCallError                  a pool member's call failed
+├── CheckpointError                 a checkpoint holds what this graph cannot have written
 └── LimitExceeded                   a call would pass a limit of the run
 """
 
@@ -32,6 +33,9 @@ LimitName = Literal["calls", "rounds", "budget", "deadline"]
 
 class R2Error(Exception):
     """The root: `except R2Error` catches every error that r2graph raises on purpose."""
+
+    cost_usd: str | None = None
+    """What the run had spent when it failed, where a graph's run did."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle message and fields; by default Python would call `__init__` with the message."""
@@ -140,6 +144,13 @@ class ModelCallError(R2Error):
         super().__init__(f"the call to pool member {member!r} failed: {_REMEDIES[kind]}")
         self.member = member
         self.kind: CallErrorKind = kind
+
+
+class CheckpointError(R2Error):
+    """A checkpoint holds what this graph cannot have written there."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the checkpoint does not fit: {what}; start again on a new thread")
 
 
 class LimitExceeded(R2Error):  # noqa: N818 - it ends a run as planned, so it is no error

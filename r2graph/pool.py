@@ -59,7 +59,7 @@ MAX_FILE_BYTES = 2**18
 _SHIPPED = Path(__file__).parent / "pools"
 _EXTRAS = {"local": "local", "openai": "openai", "huggingface": "huggingface"}
 # Providers whose chat models read one key and take `timeout` and `max_retries`.
-_KEYS = {
+KEY_VARIABLES = {
     "anthropic": "ANTHROPIC_API_KEY",
     "deepseek": "DEEPSEEK_API_KEY",
     "fireworks": "FIREWORKS_API_KEY",
@@ -211,13 +211,13 @@ def _chat_model(provider: str, model: str, settings: dict[str, Any]) -> object:
 def _settings(spec: ModelSpec, provider: str) -> dict[str, Any]:
     """What the chat model is built with: `model_kwargs`, our defaults, and the key."""
     settings = dict(spec.model_kwargs)
-    if provider in _KEYS:
+    if provider in KEY_VARIABLES:
         # One retry loop only, ours: the SDK's would pay for calls that no budget has seen.
         settings = {"max_retries": 0, "timeout": TIMEOUT_S} | settings
     own_server = provider == "openai" and {"base_url", "openai_api_base"} & settings.keys()
     if own_server:  # else ChatOpenAI reports no usage for streamed calls
         settings.setdefault("stream_usage", True)
-    variable = spec.key_env or (None if own_server else _KEYS.get(provider))
+    variable = spec.key_env or (None if own_server else KEY_VARIABLES.get(provider))
     if variable is not None:
         if not (key := os.environ.get(variable)):
             raise MissingKeyError(spec.name, variable)

@@ -1,12 +1,13 @@
 """Routers: a trained decomposer and allocator with their card, as a directory.
 
-    router.yaml     the card: what it is for, how it was made, what it costs
-    decomposer/     a causal language model in Hugging Face format
-    allocator/      another one
+router.yaml     the card: what it is for, how it was made, what it costs
+decomposer/     a causal language model in Hugging Face format
+allocator/      another one
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -56,7 +57,7 @@ class RouterCard(BaseModel):
     """Of the training data."""
     prices: Prices
     confidence_threshold: Annotated[float, Field(le=0)] | None = None
-    """The mean token log-probability below which a step moves up; `None`: only its form is checked."""
+    """The mean token log-probability below which a step moves up; `None`: form is all."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,17 @@ class Router:
                 f"{pool.language!r}: leave the router out, or use a pool of its language"
             )
 
-    def read(self, query: str) -> str:
-        """The query as the router writes it; `UnsupportedQueryError` if it is not its language."""
-        if self.card.language == "lab":
-            from r2graph.lab import language
 
-            return language.check(query)
-        return query
+def reader(language: str) -> Callable[[str], str]:
+    """What gives a query of a pool's language its canonical spelling.
+
+    It raises `UnsupportedQueryError` for a query outside a language that is known to the word.
+    """
+    if language == "lab":
+        from r2graph.lab.language import check
+
+        return check
+    return str
 
 
 def load_router(source: str | Path) -> Router:
@@ -122,9 +127,7 @@ def _card(folder: Path, source: str | Path) -> RouterCard:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise RouterFileError(
-            f"{CARD} of router {str(source)!r}: {place} {first['msg']}"
-        ) from None
+        raise RouterFileError(f"{CARD} of router {str(source)!r}: {place} {first['msg']}") from None
 
 
 def _module(folder: Path, card: RouterCard, module: str, price: Price) -> ModelSpec:

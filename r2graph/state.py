@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from threading import BoundedSemaphore
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 from langchain_core.messages import AnyMessage, BaseMessage, HumanMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
@@ -21,7 +21,13 @@ from langgraph.graph.message import add_messages
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from r2graph.calls import Entry
-from r2graph.errors import ConfigError, EmptyQueryError, QueryError, UnknownModelError
+from r2graph.errors import (
+    ConfigError,
+    EmptyQueryError,
+    LimitName,
+    QueryError,
+    UnknownModelError,
+)
 from r2graph.limits import Limits
 from r2graph.pool import ModelPool
 
@@ -70,7 +76,7 @@ class StepRecord(TypedDict):
     attempts: list[AttemptRecord]
     reference_usd: str
     """The last attempt's tokens at the price of the strongest member."""
-    stopped: NotRequired[str]
+    stopped: LimitName | None
     """The limit that ended the step."""
 
 
@@ -98,7 +104,7 @@ class Progress(TypedDict):
 
 
 class R2Input(TypedDict, total=False):
-    """A query, or messages of which the last human one is the query. `run_id` is set by the graph."""
+    """A query, or messages of which the last human one is it. The graph sets `run_id`."""
 
     query: str
     messages: Annotated[list[AnyMessage], add_messages]
@@ -189,7 +195,9 @@ class Defaults:
         limits = self.limits
         if context.limits is not None:
             given = context.limits.model_fields_set
-            limits = limits.model_copy(update={name: getattr(context.limits, name) for name in given})
+            limits = limits.model_copy(
+                update={name: getattr(context.limits, name) for name in given}
+            )
         return Run(
             pool=self.pool if context.pool is None else self._named(context.pool),
             quality=self.quality if context.quality is None else context.quality,
@@ -215,9 +223,9 @@ def read_input(given: object) -> tuple[str, list[BaseMessage]]:
     if isinstance(given, Mapping):
         messages = _messages(given.get("messages") or [])
         if (query := given.get("query")) is not None:
-            messages = [*messages, _human(query)]
-    elif isinstance(given, str):
-        messages = [_human(given)]
+            if not isinstance(query, str):
+                raise QueryError(f"the query must be a text, not {type(query).__name__}")
+            messages = [*messages, HumanMessage(query)]
     else:
         messages = _messages(given)
     query = next((m.text for m in reversed(messages) if isinstance(m, HumanMessage)), "")
@@ -226,19 +234,16 @@ def read_input(given: object) -> tuple[str, list[BaseMessage]]:
     return query.strip(), messages
 
 
-def _human(query: object) -> HumanMessage:
-    if not isinstance(query, str):
-        raise QueryError(f"the query must be a text, not {type(query).__name__}")
-    return HumanMessage(query)
-
-
 def _messages(given: object) -> list[BaseMessage]:
+    if isinstance(given, str):
+        return [HumanMessage(given)]
     if isinstance(given, PromptValue):
         return given.to_messages()
     if isinstance(given, BaseMessage):
         return [given]
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        raise QueryError(f"the input must be a text, a mapping or messages, not {type(given).__name__}")
+    if not isinstance(given, Sequence):
+        kind = type(given).__name__
+        raise QueryError(f"the input must be a text, a mapping or messages, not {kind}")
     try:
         return convert_to_messages(given)
     except (ValueError, TypeError, NotImplementedError):

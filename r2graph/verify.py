@@ -65,7 +65,7 @@ class Verifier(Protocol):
 
 
 class FormatVerifier(Verifier):
-    """Refuses what is empty, was cut off, or does not match `pattern` as a whole; confirms nothing."""
+    """Refuses what is empty, cut off, or not matched by `pattern` as a whole; confirms nothing."""
 
     def __init__(self, pattern: str | None = None) -> None:
         try:
@@ -84,14 +84,19 @@ class FormatVerifier(Verifier):
 
 
 class ConfidenceVerifier(Verifier):
-    """Asks for a mean token log-probability of at least `threshold` (0 is certainty)."""
+    """Asks for a mean token log-probability of at least `threshold` (0 is certainty).
+
+    Less is a no, or with `refuses=False` a cannot say: where there are many ways to say something,
+    confidence in each word is low.
+    """
 
     logprobs = True
 
-    def __init__(self, threshold: float = -0.1) -> None:
+    def __init__(self, threshold: float = -0.1, *, refuses: bool = True) -> None:
         if not threshold <= 0:
             raise ConfigError("a confidence threshold is a log-probability: at most 0")
         self.threshold = threshold
+        self.refuses = refuses
 
     def verify(self, attempt: Attempt, context: VerifyContext) -> Verdict:
         score = attempt.reply.mean_logprob if attempt.reply else None
@@ -99,7 +104,7 @@ class ConfidenceVerifier(Verifier):
             return Verdict(None, "confidence is unavailable")
         if score >= self.threshold:
             return Verdict(True, "the model is confident", score)
-        return Verdict(False, "the model is not confident", score)
+        return Verdict(False if self.refuses else None, "the model is not confident", score)
 
 
 JUDGE_INSTRUCTIONS = """\
@@ -119,8 +124,10 @@ class JudgeVerifier(Verifier):
 
     def verify(self, attempt: Attempt, context: VerifyContext) -> Flow[Verdict] | Verdict:
         judge = self._judge(attempt, context.pool)
-        return Verdict(None, "nobody is strong enough to judge") if judge is None else _judged(
-            judge, attempt
+        return (
+            Verdict(None, "nobody is strong enough to judge")
+            if judge is None
+            else _judged(judge, attempt)
         )
 
     def _judge(self, attempt: Attempt, pool: ModelPool) -> ModelSpec | None:

@@ -1,4 +1,6 @@
-"""The lab's three families: official data reproduced, splits kept apart, oracle plans that are right."""
+"""The lab's three families: official data reproduced, splits kept apart, oracle plans that are
+right.
+"""
 
 import gzip
 import hashlib

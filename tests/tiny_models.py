@@ -49,7 +49,7 @@ def tiny_model(
             bos_token_id=1,
             eos_token_id=2,
         )
-    ).eval()
+    )
 
 
 def write_babbler(folder: Path, *, seed: int = 0, **shape: int) -> Path:

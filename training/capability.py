@@ -1,6 +1,7 @@
-"""The capability gradient: accuracy of each model on each kind of subtask, on test tasks, as a Markdown table.
+"""The capability gradient: accuracy of each model on each kind of subtask, on test tasks, as a
+Markdown table.
 
-    python -m training.capability --pool r2graph/lab/artefacts --out runs/lab/capability.md
+python -m training.capability --pool r2graph/lab/artefacts --out runs/lab/capability.md
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ TASKS = 1_000  # of each benchmark
 
 
 def asked(task: Task, benchmark: str) -> list[tuple[str, str, str]]:
-    """`(kind, prompt, right output)`: the task's oracle steps, and the whole task as one subtask."""
+    """`(kind, prompt, right output)`: the oracle steps, and the whole task as one subtask."""
     steps = [(f"{task.family} {kind}", prompt, output) for kind, prompt, output in task.steps()]
     return [*steps, (f"{benchmark}, whole task", task.query, task.answer)]
 

@@ -1,9 +1,11 @@
-"""The lab's training corpus: subtasks, plans, whole tasks and worked solutions of training queries, tokenised once.
+"""The lab's training corpus: subtasks, plans, whole tasks and worked solutions of training queries,
+tokenised once.
 
     python -m training.corpus --out runs/lab/corpus.npz
 
-Subtasks come from the oracle plans of training queries, so that what a plan can ask has been seen. A row is a prompt and a
-completion; rows are kept by bucket `(family, form)` and mixed at training time (`MIXTURE`).
+Subtasks come from the oracle plans of training queries, so that what a plan can ask has been seen.
+A row is a prompt and a completion; rows are kept by bucket `(family, form)` and mixed at training
+time (`MIXTURE`).
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import numpy as np
 
 from r2graph.lab import arith, geo, scan
 from r2graph.lab.task import Task, is_test
-from r2graph.plan import fill, render_text
+from r2graph.plan import render_text
 from training.tokenizer import build
 
 DRAWS = 300_000  # training queries of arith and of geo
@@ -40,7 +42,9 @@ MIXTURE = {
 
 
 def target(family: str, output: str) -> str:
-    """What the model should write for `output`: numbers of arith are preceded by hidden digits, last first."""
+    """What the model should write for `output`: numbers of arith are preceded by hidden digits,
+    last first.
+    """
     if family != "arith":
         return output
     return "".join(f"<{character}>" for character in reversed(output)) + output
@@ -56,7 +60,9 @@ def worked(task: Task) -> str:
 
 
 def _append(text: str, completion: str) -> str:
-    """A space between the two, unless hidden digits stand there (the number after them brings its own)."""
+    """A space between the two, unless hidden digits stand there (the number after them brings its
+    own).
+    """
     return f"{text}{'' if completion.startswith('<') else ' '}{completion}"
 
 

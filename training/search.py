@@ -1,8 +1,10 @@
-"""Grouped search (R2-Reasoner, stage 1): the cheapest allocation of a plan that is still right, found by executing it.
+"""Grouped search (R2-Reasoner, stage 1): the cheapest allocation of a plan that is still right,
+found by executing it.
 
-1. Difficulty of each subtask by a reference model's confidence; 2. start with the middle model of the matching group (three
-small, three medium, three large); 3. right: replace one subtask at a time by the next cheaper model while the answer stays
-right; wrong: step up the least confident subtasks; 4. at most `rounds` rounds.
+1. Difficulty of each subtask by a reference model's confidence; 2. start with the middle model of
+the matching group (three small, three medium, three large); 3. right: replace one subtask at a time
+by the next cheaper model while the answer stays right; wrong: step up the least confident subtasks;
+4. at most `rounds` rounds.
 """
 
 from __future__ import annotations
@@ -15,13 +17,18 @@ from r2graph.plan import fill
 from training.outcomes import MODELS, Outcome, Outcomes
 
 REFERENCE = "m5"
-EASY, MEDIUM = 0.95, 0.8  # confidence of the reference model above which a subtask is easy, or medium
+EASY, MEDIUM = (
+    0.95,
+    0.8,
+)  # confidence of the reference model above which a subtask is easy, or medium
 STEP_UP_SHARE = 0.5  # of the subtasks, the least confident ones
 
 
 @dataclass(frozen=True)
 class Found:
-    """An allocation (slots 1 to 9, in plan order), whether it was right, and the executions it took to find."""
+    """An allocation (slots 1 to 9, in plan order), whether it was right, and the executions it took
+    to find.
+    """
 
     slots: tuple[int, ...]
     right: bool
@@ -29,12 +36,11 @@ class Found:
 
 
 def search(task: Task, outcomes: Outcomes, rounds: int = 12) -> Found:
-    """The cheapest right allocation met within `rounds` rounds (the last one tried if none was right)."""
-    slots = [
-        _start(outcomes.get(REFERENCE, prompt).confidence) for _, prompt, _ in task.steps()
-    ]
+    """The cheapest right allocation met within `rounds` rounds, or the last one if none was."""
+    slots = [_start(outcomes.get(REFERENCE, prompt).confidence) for _, prompt, _ in task.steps()]
     best: list[int] | None = None
     fixed: set[int] = set()  # steps that failed with the next cheaper model
+    moved = 0  # the step that was last replaced
     executions = 0
     for _ in range(rounds):
         right, steps = execute(task, slots, outcomes)
@@ -47,18 +53,18 @@ def search(task: Task, outcomes: Outcomes, rounds: int = 12) -> Found:
                 slots[step] = min(len(MODELS), slots[step] + 1)
             continue
         else:  # the last replacement was one too many: take it back
-            fixed.add(last)
+            fixed.add(moved)
             slots = list(best)
         movable = [k for k in range(len(slots)) if k not in fixed and slots[k] > 1]
         if not movable:
             break
-        last = max(movable, key=lambda k: slots[k])
-        slots[last] -= 1
+        moved = max(movable, key=lambda k: slots[k])
+        slots[moved] -= 1
     return Found(tuple(best or slots), best is not None, executions)
 
 
 def execute(task: Task, slots: list[int], outcomes: Outcomes) -> tuple[bool, list[Outcome]]:
-    """Run the oracle plan with these slots; whether the final answer is right, and each step's outcome."""
+    """Run the oracle plan with these slots: whether the answer is right, and each outcome."""
     said: dict[str, str] = {}
     steps = []
     for subtask, slot in zip(task.plan.subtasks, slots, strict=True):

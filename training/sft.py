@@ -1,8 +1,10 @@
 """Supervised fine-tuning of a router module with TRL's `SFTTrainer`.
 
-    python -m training.sft --base runs/lab/m6 --data runs/lab/decomposer.jsonl --out runs/lab/router/decomposer
+    python -m training.sft --base runs/lab/m6 --data runs/lab/decomposer.jsonl --out
+    runs/lab/router/decomposer
 
-Rows are conversational prompt/completion pairs; the loss is on completions. Resumes from the last checkpoint in `--out`.
+Rows are conversational prompt/completion pairs; the loss is on completions. Resumes from the last
+checkpoint in `--out`.
 """
 
 from __future__ import annotations

@@ -1,15 +1,20 @@
-"""Copy what training made into the package: the nine models with their cards, and the pool file with their prices.
+"""Copy what training made into the package: nine models and the router with their cards, and the
+pool file with prices.
 
-    python -m training.ship --runs runs/lab
+python -m training.ship --runs runs/lab
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
+import yaml
+
+from training.lab import ALLOCATOR_BASE, DECOMPOSER_BASE
 from training.outcomes import MODELS
 
 PACKAGE = Path(__file__).parent.parent / "r2graph"
@@ -22,8 +27,8 @@ FILES = (
     "chat_template.jinja",
 )
 HEAD = """\
-# The lab: nine models that this project trains from nothing (`make lab`), written by training/ship.py. A price is compute:
-# a dollar per million tokens for each million parameters.
+# The lab: nine models that this project trains from nothing (`make lab`), written by
+# training/ship.py. A price is compute: a dollar per million tokens for each million parameters.
 name: lab
 language: lab
 members:
@@ -35,15 +40,34 @@ library_name: transformers
 ---
 # {model} of the r2graph lab
 
-A decoder-only transformer (Llama blocks) of {parameters:,} parameters that answers subtasks, plans and whole tasks of the lab's
-three families (SCAN commands, integer expressions, questions on places). It knows nothing else.
+A decoder-only transformer (Llama blocks) of {parameters:,} parameters that answers subtasks, plans
+and whole tasks of the lab's three families (SCAN commands, integer expressions, questions on
+places). It knows nothing else.
 
-- Made by: `python -m training.pretrain --model {model} --corpus runs/lab/corpus.npz --out runs/lab/{model}`
+- Made by: `python -m training.pretrain --model {model} --corpus runs/lab/corpus.npz --out
+runs/lab/{model}`
   (part of `make lab`), {steps:,} steps, seed {seed}, from random weights.
-- From: the corpus of `training/corpus.py` (seed 1): SCAN training commands (BSD), generated expressions, questions over GeoNames
+- From: the corpus of `training/corpus.py` (seed 1): SCAN training commands (BSD), generated
+expressions, questions over GeoNames
   facts (CC BY 4.0, geonames.org).
 - Accuracy by kind of subtask: docs/lab.md.
 """
+
+
+ROUTER_CARD = """\
+---
+license: apache-2.0
+library_name: transformers
+---
+# {module} of the r2graph lab's router
+
+`{base}` of the lab's pool, fine-tuned with TRL's `SFTTrainer` (`python -m training.sft`, part of
+`make lab`; seed 1) on {rows:,} rows of `training/router_data.py` (sha256 {sha256}). {purpose}
+"""
+PURPOSE = {
+    "decomposer": "Asked `plan: QUERY`, it writes the plan in r2graph's plan language.",
+    "allocator": "Asked `q9` and a line for each subtask, it writes a slot for each, `m1` to `m9`.",
+}
 
 
 def copy_model(source: Path, target: Path) -> None:
@@ -70,6 +94,41 @@ def main() -> None:
             f"    context_length: 256\n    tags: [local]\n"
         )
     (PACKAGE / "pools/lab.yaml").write_text(pool)
+    ship_router(arguments.runs)
+
+
+def ship_router(runs: Path) -> None:
+    target = PACKAGE / "lab/artefacts/router"
+    digests, prices = hashlib.sha256(), {}
+    for module, base in (("decomposer", DECOMPOSER_BASE), ("allocator", ALLOCATOR_BASE)):
+        data = (runs / f"{module}.jsonl").read_bytes()
+        digests.update(data)
+        copy_model(runs / "router" / module, target / module)
+        parameters = json.loads((runs / base / "training.json").read_text())["parameters"]
+        price = f"{parameters / 1e6:.6f}"
+        prices[module] = {"input_per_mtok": price, "output_per_mtok": price}
+        card = ROUTER_CARD.format(
+            module=module,
+            base=base,
+            rows=data.count(b"\n"),
+            sha256=hashlib.sha256(data).hexdigest(),
+            purpose=PURPOSE[module],
+        )
+        (target / module / "README.md").write_text(card)
+    router = {
+        "format": 1,
+        "name": "lab",
+        "language": "lab",
+        "n_slots": len(MODELS),
+        "base": f"decomposer: {DECOMPOSER_BASE}, allocator: {ALLOCATOR_BASE} of the lab's pool",
+        "trained_with": "SFT with TRL's SFTTrainer",
+        "command": "make lab",
+        "seed": 1,
+        "data_sha256": digests.hexdigest(),
+        "prices": prices,
+        "confidence_threshold": json.loads((runs / "threshold.json").read_text())["threshold"],
+    }
+    (target / "router.yaml").write_text(yaml.safe_dump(router, sort_keys=False))
 
 
 if __name__ == "__main__":

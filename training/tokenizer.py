@@ -1,9 +1,10 @@
 """The lab's tokenizer: 256 pieces, shared by the nine models and the router.
 
-Closed-class words, references and operators are pieces of their own; names are spelled with letters and a few frequent
-letter groups. Numbers are digits. The pieces `<0>` to `<9>` and `<->` are *hidden scratch*: special tokens, generated and
-billed but not shown, with which a model writes a number last digit first before it writes it as people do. Sums are learned
-far faster that way, and any server that skips special tokens shows the plain number.
+Closed-class words, references and operators are pieces of their own; names are spelled with letters
+and a few frequent letter groups. Numbers are digits. The pieces `<0>` to `<9>` and `<->` are
+*hidden scratch*: special tokens, generated and billed but not shown, with which a model writes a
+number last digit first before it writes it as people do. Sums are learned far faster that way, and
+any server that skips special tokens shows the plain number.
 """
 
 from __future__ import annotations
@@ -42,14 +43,21 @@ def closed_class() -> list[str]:
 
 
 def letter_groups(taken: set[str], room: int) -> list[str]:
-    """The letter groups that shorten the names of the geo family most (byte-pair merges, cities by population)."""
+    """The letter groups that shorten the names of the geo family most (byte-pair merges, cities by
+    population).
+    """
     facts = geo.facts()
     weights = [facts.city_weights[0]]
     weights += [b - a for a, b in zip(facts.city_weights, facts.city_weights[1:], strict=False)]
     names = []
     for city, population in zip(facts.cities, weights, strict=True):
         names += [city, facts.country_of[city]] * (1 + population // 1_000_000)
-    names += [value for c in facts.countries.values() for key, value in c.items() if key in ("name", "capital", "continent")]
+    names += [
+        value
+        for c in facts.countries.values()
+        for key, value in c.items()
+        if key in ("name", "capital", "continent")
+    ]
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.Metaspace()
     learner.train_from_iterator(

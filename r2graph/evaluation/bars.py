@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from r2graph.evaluation.compare import Comparison, Interval, compare
+from r2graph.evaluation.compare import Interval, compare
 from r2graph.evaluation.outcomes import Outcome, wilson
 
 BENCHMARKS = ("scan-simple", "scan-length", "arith", "geo")  # arith-deep has no bar
@@ -65,9 +65,7 @@ def _savings(methods: ByMethod) -> Iterator[Bar]:
         rival = min(equal, key=lambda name: _net(methods[name]))
         saving = compare(router, methods[rival]).net_saving
         ratio = Interval(1 - saving.value, 1 - saving.high, 1 - saving.low)
-        yield _bar(
-            f"net cost ratio, router to {rival}", TOGETHER, ratio, NET_RATIO, at_least=False
-        )
+        yield _bar(f"net cost ratio, router to {rival}", TOGETHER, ratio, NET_RATIO, at_least=False)
 
 
 def _accuracies(benchmark: str, methods: ByMethod) -> Iterator[Bar]:
@@ -77,7 +75,7 @@ def _accuracies(benchmark: str, methods: ByMethod) -> Iterator[Bar]:
         singles = [name for name in methods if name.startswith("single-")]
         best = max(singles, key=lambda name: _accuracy(methods[name]), default=None)
         for rival in (best, "cot-strongest", plan):
-            if rival in methods:
+            if rival is not None and rival in methods:
                 gain = compare(router, methods[rival]).accuracy
                 yield _bar(f"accuracy, router less {rival}", benchmark, gain, -WITHIN)
         if benchmark in ROUTER_ACCURACY:

@@ -1,4 +1,4 @@
-"""Each prompt is put to each model once in an evaluation; every method that asks it again pays again.
+"""Each prompt is put to each model once; every method that asks it again pays for it again.
 
 Methods share most of their calls (the same plan of a query, the same step on the same member), and
 the lab's models answer a prompt always in the same way. So a reply is kept with its tokens, from
@@ -84,7 +84,11 @@ class Recorded(BaseChatModel):
             self._replies[key] = asyncio.create_task(
                 self.model.ainvoke(messages, stop=stop, **kwargs)
             )
-        message = await asyncio.shield(self._replies[key])
+        try:
+            message = await asyncio.shield(self._replies[key])
+        except Exception:
+            self._replies.pop(key, None)  # the next to ask may have more luck
+            raise
         if (charged := _charged.get()) is not None:
             charged.seconds += message.response_metadata.get("cpu_s", 0.0)
         return message.model_copy()

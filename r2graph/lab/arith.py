@@ -1,9 +1,11 @@
-"""Integer expressions with + - *, parentheses, signed numbers and precedence: `( 12 + 7 ) * ( 5 - 38 ) - -3`.
+"""Integer expressions with + - *, parentheses and signed numbers: `( 12 + 7 ) * ( 5 - 38 ) - -3`.
 
-Distribution (`draw`): a random tree of 2 to 4 operations (`deep`: 5 or 6), operators uniform, parentheses nested at most twice
-(`deep`: three times), operands of one or two digits in equal shares, one in eight negative. Products are of at most two by one
-digits, but one expression of five has one of two by two; every intermediate value has at most four digits. One subtask is one
-operation; a product of two-digit literals is cut finer (`47 * 68` is `47 * 60`, `47 * 8` and their sum).
+Distribution (`draw`): a random tree of 2 to 4 operations (`deep`: 5 or 6), operators uniform,
+parentheses nested at most twice (`deep`: three times), operands of one or two digits in equal
+shares, one in eight negative. Products are of at most two by one digits, but one expression of five
+has one of two by two; every intermediate value has at most four digits. One subtask is one
+operation; a product of two-digit literals is cut finer (`47 * 68` is `47 * 60`, `47 * 8` and their
+sum).
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def value(node: Node) -> int:
 
 
 def render(node: Node) -> str:
-    """The expression with single spaces and only the parentheses that precedence and left association require."""
+    """The expression with single spaces and only the parentheses that precedence and left
+    association require.
+    """
     if isinstance(node, int):
         return str(node)
     level = PRECEDENCE[node.op]
@@ -55,7 +59,9 @@ def render(node: Node) -> str:
 
 
 def parse(text: str) -> Operation:
-    """The tree of an expression; `ValueError` for anything but an expression of at least one operation."""
+    """The tree of an expression; `ValueError` for anything but an expression of at least one
+    operation.
+    """
     tokens = _tokens(text)
     node, rest = _parse_sum(tokens, 0)
     if rest != len(tokens) or isinstance(node, int):
@@ -110,7 +116,9 @@ def _parse_operand(tokens: list[str], at: int) -> tuple[Node, int]:
 
 
 def task(expression: str) -> Task:
-    """The task of one expression; raises `ValueError` if it is none, or its plan is longer than plans may be."""
+    """The task of one expression; raises `ValueError` if it is none, or its plan is longer than
+    plans may be.
+    """
     tree = parse(expression)
     steps: list[tuple[str, str, str, str]] = []  # id, text, output, kind
     _plan(tree, steps)
@@ -147,7 +155,7 @@ def digits(number: int) -> int:
 
 
 def kind(op: str, a: int, b: int) -> str:
-    """Kind of operation for the capability table: `+- 3` (the longer operand's digits) or `* 2x1`."""
+    """Kind of operation: `+- 3` (the digits of its longer operand) or `* 2x1`."""
     if op == "*":
         return f"* {max(digits(a), digits(b))}x{min(digits(a), digits(b))}"
     return f"+- {max(digits(a), digits(b))}"
@@ -185,7 +193,9 @@ def _random_tree(rng: Random, operations: int) -> Node:
 
 
 def _largest_product(node: Node) -> tuple[int, int] | None:
-    """Digits of the longest product's operands, `(0, 0)` without one; `None` if a value is out of bounds."""
+    """Digits of the longest product's operands, `(0, 0)` without one; `None` if a value is out of
+    bounds.
+    """
     if isinstance(node, int):
         return (0, 0)
     left, right = _largest_product(node.left), _largest_product(node.right)

@@ -14,10 +14,11 @@ SEED = 2_506_05901
 
 
 def tasks(name: str, limit: int | None = None) -> list[Task]:
-    """The first `limit` (default 2,000) test tasks of a benchmark, always the same; a smaller limit is a prefix.
+    """The first `limit` (default 2,000) test tasks of a benchmark, always the same; a smaller limit
+    is a prefix.
 
-    SCAN: the official test files in a fixed shuffle. arith, arith-deep, geo: distinct queries of the documented
-    distribution that fall into the test split.
+    SCAN: the official test files in a fixed shuffle. arith, arith-deep, geo: distinct queries of
+    the documented distribution that fall into the test split.
     """
     if name not in NAMES:
         raise ConfigError(f"unknown benchmark {name!r}; known: {', '.join(NAMES)}")

@@ -1,8 +1,10 @@
-"""Multi-hop questions in controlled English over real facts (GeoNames, CC BY 4.0; frozen in `data/geo_facts.json`).
+"""Multi-hop questions in controlled English over real facts (GeoNames, CC BY 4.0; frozen in
+`data/geo_facts.json`).
 
-Distribution (`draw`): the question forms of `FORMS` in equal shares; cities by population, as text on the web would name
-them, so that small models know the head and only large ones the tail; countries by the square root of theirs. In questions on
-two cities, half of the pairs share a country. A test question is an unseen combination: every single fact may be trained on.
+Distribution (`draw`): the question forms of `FORMS` in equal shares; cities by population, as text
+on the web would name them, so that small models know the head and only large ones the tail;
+countries by the square root of theirs. In questions on two cities, half of the pairs share a
+country. A test question is an unseen combination: every single fact may be trained on.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ FORMS = (
     *((key, attribute) for key in KEYS for attribute in ATTRIBUTES if key != attribute),
     *(("pair", attribute) for attribute in PAIRS),
 )
-# The city questions and the pairs are asked as often as all questions that tell the country by a key.
+# The city questions and the pairs are asked as often as all questions that tell the country by a
+# key.
 WEIGHTS = [3 if form == "where" else 3 if form == "pair" else 1 for form, _ in FORMS]
 
 
@@ -46,7 +49,9 @@ class Facts:
 
     def __init__(self) -> None:
         raw = json.loads(files("r2graph.lab").joinpath("data/geo_facts.json").read_text())
-        self.countries: dict[str, dict[str, str]] = {c["name"]: c for c in raw["countries"].values()}
+        self.countries: dict[str, dict[str, str]] = {
+            c["name"]: c for c in raw["countries"].values()
+        }
         names = {code: c["name"] for code, c in raw["countries"].items()}
         self.country_of: dict[str, str] = {city: names[code] for city, code, _ in raw["cities"]}
         self.cities = list(self.country_of)
@@ -64,7 +69,9 @@ class Facts:
     def _unique(self, key: str) -> dict[str, str]:
         """Values of `key` that only one country has, and that country."""
         counts = Counter(c[key] for c in self.countries.values())
-        return {c[key]: name for name, c in self.countries.items() if c[key] and counts[c[key]] == 1}
+        return {
+            c[key]: name for name, c in self.countries.items() if c[key] and counts[c[key]] == 1
+        }
 
 
 @cache
@@ -103,7 +110,9 @@ class _Steps:
 
     def task(self, query: str) -> Task:
         answer = self.outputs[self.subtasks[-1].id]
-        return Task("geo", query, answer, Plan(subtasks=tuple(self.subtasks)), self.outputs, self.kinds)
+        return Task(
+            "geo", query, answer, Plan(subtasks=tuple(self.subtasks)), self.outputs, self.kinds
+        )
 
 
 def _about_place(attribute: str, city: str) -> Task:
@@ -149,7 +158,9 @@ _PATTERNS = _patterns()
 
 
 def task(question: str) -> Task:
-    """The task of one question; `ValueError` if its form is not of the family, `KeyError` if a name is not in the facts."""
+    """The task of one question; `ValueError` if its form is not of the family, `KeyError` if a name
+    is not in the facts.
+    """
     for pattern, build in _PATTERNS:
         match = pattern.fullmatch(question)
         if match:
@@ -158,7 +169,9 @@ def task(question: str) -> Task:
 
 
 def draw(rng: Random, by_population: bool = True) -> Task:
-    """One task from the documented distribution; without `by_population` all cities are equally likely."""
+    """One task from the documented distribution; without `by_population` all cities are equally
+    likely.
+    """
     known = facts()
     city_weights = known.city_weights if by_population else None
 
@@ -184,4 +197,3 @@ def draw(rng: Random, by_population: bool = True) -> Task:
             item = _about_key(form, attribute, value)
         if all(item.outputs.values()):
             return item
-

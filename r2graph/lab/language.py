@@ -10,7 +10,9 @@ from r2graph.lab.task import Task
 
 
 def task(query: str) -> Task:
-    """The task of a query in the lab's language; `EmptyQueryError` or `UnsupportedQueryError` for anything else."""
+    """The task of a query in the lab's language; `EmptyQueryError` or `UnsupportedQueryError` for
+    anything else.
+    """
     text = _fold(query)
     if not text:
         raise EmptyQueryError
@@ -21,13 +23,15 @@ def task(query: str) -> Task:
             continue
         except KeyError:
             raise UnsupportedQueryError(
-                "the query names a place, domain or code that the lab does not know; it knows the 3,000 most "
-                "populous cities and all countries, in English, as in r2graph/lab/data/geo_facts.json"
+                "the query names a place, domain or code that the lab does not know; it knows the "
+                "3,000 most populous cities and all countries, in English, as listed in "
+                "r2graph/lab/data/geo_facts.json"
             ) from None
     raise UnsupportedQueryError(
-        "the query is outside the lab's language, which has three families: SCAN commands (walk left twice and jump), "
-        "integer expressions (( 12 + 7 ) * 5 - 38) and questions on places (What currency is used in the country where "
-        "Bergen is?); for free text use a pool of general models, such as --pool openai"
+        "the query is outside the lab's language, which has three families: SCAN commands "
+        "(walk left twice and jump), integer expressions (( 12 + 7 ) * 5 - 38) and questions on "
+        "places (What currency is used in the country where Bergen is?); "
+        "for free text use a pool of general models, such as --pool openai"
     )
 
 

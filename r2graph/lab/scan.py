@@ -1,7 +1,9 @@
-"""SCAN (Lake & Baroni 2018): commands such as `jump opposite left twice and walk`, answered by action sequences.
+"""SCAN (Lake & Baroni 2018): commands such as `jump opposite left twice and walk`, answered by
+action sequences.
 
-The grammar has 20,910 commands. Two official splits matter here: *simple* (random) and *length* (commands of more than 22
-actions are test). Training uses only commands that are training data in both.
+The grammar has 20,910 commands. Two official splits matter here: *simple* (random) and *length*
+(commands of more than 22 actions are test). Training uses only commands that are training data in
+both.
 """
 
 from __future__ import annotations

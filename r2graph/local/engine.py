@@ -122,7 +122,7 @@ def serve(model: PreTrainedModel, waiting: Waiting, max_batch: int) -> None:
                 batch.step()
         except Exception as error:  # noqa: BLE001 - a broken batch must not end the thread
             for row in {*batch.rows, *joining}:
-                pass
+                row.fail(error)
             batch = Batch(model)
 
 

@@ -1,0 +1,106 @@
+"""`r2graph eval`: methods against each other on the lab's benchmarks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from r2graph.cli.options import PoolName, Quality, RouterName, router_for
+
+if TYPE_CHECKING:
+    from r2graph.evaluation.bars import Bar
+    from r2graph.evaluation.outcomes import Outcome, Row
+    from r2graph.evaluation.run import Setup
+
+
+def evaluate(
+    pool: PoolName = "lab",
+    router: RouterName = None,
+    benchmarks: Annotated[
+        str, typer.Option(help="Comma-separated; arith-deep is one more.")
+    ] = "scan-simple,scan-length,arith,geo",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: single-K, cot-strongest, plan-K, random, cheapest-first, "
+            "router, router@QUALITY, oracle, or all."
+        ),
+    ] = "all",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Queries a benchmark [default: 2,000]")
+    ] = None,
+    quality: Quality = 0.9,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", dir_okay=False, help="Save the rows as JSON.")
+    ] = None,
+    bars_file: Annotated[
+        Path | None, typer.Option("--bars", dir_okay=False, help="Save the bars as JSON.")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes; each takes one benchmark at a time.")
+    ] = 1,
+) -> None:
+    """Compare methods on the lab's benchmarks: accuracy, cost with and without overhead, CPU."""
+    from rich.console import Console
+
+    from r2graph import load_pool
+    from r2graph.errors import ConfigError, MissingExtraError
+
+    try:
+        from r2graph.evaluation.bars import bars
+        from r2graph.evaluation.outcomes import rows
+        from r2graph.evaluation.report import bar_table, row_table
+        from r2graph.evaluation.run import Setup
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("r2graph eval", "eval") from error
+    for file in (json_file, bars_file):
+        if file is not None and not file.parent.is_dir():
+            raise ConfigError(
+                f"{file.parent} is no directory: the results could not be saved there"
+            )
+    setup = Setup(
+        pool=pool,
+        router=router_for(load_pool(pool), router),
+        quality=quality,
+        methods=methods,
+        limit=limit,
+    )
+    outcomes = _with_progress(setup, [name.strip() for name in benchmarks.split(",")], workers)
+    table, verdicts = rows(outcomes), bars(outcomes)
+    console = Console()
+    console.print(row_table(table))
+    if verdicts:
+        console.print(bar_table(verdicts))
+    for file, lines in ((json_file, table), (bars_file, verdicts)):
+        if file is not None:
+            _save(file, lines)
+
+
+def _with_progress(setup: Setup, names: list[str], workers: int) -> list[Outcome]:
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    from r2graph import load_pool
+    from r2graph.evaluation.methods import chosen_methods
+    from r2graph.evaluation.run import evaluate
+    from r2graph.lab.benchmarks import SIZE
+
+    methods = chosen_methods(setup.methods, load_pool(setup.pool))
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("loading", total=len(names) * len(methods) * (setup.limit or SIZE))
+
+        def advance(benchmark: str, method: str) -> None:
+            progress.update(bar, advance=1, description=f"{benchmark}, {method}")
+
+        return evaluate(setup, names, advance, workers=workers)
+
+
+def _save(file: Path, lines: Sequence[Row | Bar]) -> None:
+    rows = ",\n".join(json.dumps(asdict(line)) for line in lines)
+    file.write_text(f"[\n{rows}\n]\n", encoding="utf-8")

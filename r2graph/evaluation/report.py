@@ -1,0 +1,56 @@
+"""The tables that `r2graph eval` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from rich.table import Table
+
+from r2graph.evaluation.bars import Bar
+from r2graph.evaluation.outcomes import Row
+
+_MILLION = 1_000_000
+
+
+def row_table(rows: Sequence[Row]) -> Table:
+    """One line a row; money is shown for a million queries, where the lab's prices are legible."""
+    table = Table(caption="means per query; dollars for a million queries; 95 % intervals")
+    for name in ("benchmark", "method"):
+        table.add_column(name)
+    for name in ("n", "accuracy", "interval", "pool $", "net $", "calls", "cpu ms"):
+        table.add_column(name, justify="right")
+    for _, block in groupby(rows, key=lambda row: row.benchmark):
+        for row in block:
+            table.add_row(
+                row.benchmark,
+                row.method,
+                f"{row.n:,}",
+                f"{row.accuracy:.2%}",
+                f"{row.ci_low:.1%} to {row.ci_high:.1%}",
+                f"{row.pool_cost_usd * _MILLION:,.2f}",
+                f"{row.net_cost_usd * _MILLION:,.2f}",
+                f"{row.calls:.2f}",
+                f"{row.cpu_s * 1000:.2f}",
+            )
+        table.add_section()
+    return table
+
+
+def bar_table(bars: Sequence[Bar]) -> Table:
+    table = Table(caption="paired bootstrap intervals; `all` is the four benchmarks together")
+    for name in ("bar", "benchmark"):
+        table.add_column(name)
+    for name in ("value", "interval", "target"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    for bar in bars:
+        table.add_row(
+            bar.bar,
+            bar.benchmark,
+            f"{bar.value:.2%}",
+            f"{bar.ci_low:.1%} to {bar.ci_high:.1%}",
+            f"{'>=' if bar.at_least else '<='} {bar.target:.2%}",
+            "[green]met[/green]" if bar.passed else "[red]missed[/red]",
+        )
+    return table

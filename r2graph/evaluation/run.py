@@ -1,0 +1,141 @@
+"""Runs methods on benchmarks, in this process or with each benchmark in one of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
+from threading import Thread
+
+from r2graph.errors import ConfigError
+from r2graph.evaluation.methods import Lineup, Method, chosen_methods
+from r2graph.evaluation.outcomes import Outcome
+from r2graph.evaluation.replies import charge_cpu, record_pool, record_router
+from r2graph.lab import benchmarks
+from r2graph.lab.task import Task
+from r2graph.pool import load_pool
+from r2graph.router import load_router
+
+CONCURRENCY = 64  # queries at once: as many as a local model takes into one batch
+
+OnDone = Callable[[str, str], None]
+"""Told the benchmark and the method each time a query is done."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is evaluated, by name, so that another process can load it too."""
+
+    pool: str
+    router: str | None = None
+    quality: float = 0.9
+    methods: str = "all"
+    limit: int | None = None
+
+
+def evaluate(
+    setup: Setup, names: Sequence[str], on_done: OnDone, *, workers: int = 1
+) -> list[Outcome]:
+    """All outcomes, benchmark by benchmark and method by method; raises `ConfigError` at once."""
+    if unknown := set(names) - set(benchmarks.NAMES):
+        known = ", ".join(benchmarks.NAMES)
+        raise ConfigError(f"no benchmark is called {min(unknown)!r}: there are {known}")
+    if workers == 1:
+        done = [run_benchmark(setup, name, on_done) for name in names]
+    else:
+        done = _in_processes(setup, names, on_done, workers)
+    return [outcome for outcomes in done for outcome in outcomes]
+
+
+def run_benchmark(setup: Setup, name: str, on_done: OnDone) -> list[Outcome]:
+    """One benchmark with every method; raises `ConfigError` before the first call or not at all."""
+    tasks = benchmarks.tasks(name, setup.limit)
+    pool = record_pool(load_pool(setup.pool))
+    router = record_router(load_router(setup.router)) if setup.router else None
+    right = {prompt: output for task in tasks for _, prompt, output in task.steps()}
+    lineup = Lineup(pool, router, setup.quality, right)
+    methods = {method: lineup.method(method) for method in chosen_methods(setup.methods, pool)}
+    return asyncio.run(run_methods(name, tasks, methods, on_done))
+
+
+async def run_methods(
+    benchmark: str, tasks: Sequence[Task], methods: Mapping[str, Method], on_done: OnDone
+) -> list[Outcome]:
+    """One method after the other, each on many queries at once."""
+    outcomes: list[Outcome] = []
+    gate = asyncio.Semaphore(CONCURRENCY)
+
+    async def run(name: str, method: Method, task: Task) -> Outcome:
+        async with gate:
+            outcome = await run_query(benchmark, name, method, task)
+        on_done(benchmark, name)
+        return outcome
+
+    for name, method in methods.items():
+        outcomes += await asyncio.gather(*(run(name, method, task) for task in tasks))
+    return outcomes
+
+
+async def run_query(benchmark: str, name: str, method: Method, task: Task) -> Outcome:
+    with charge_cpu() as cpu:
+        answer = await method.answer(task.query)
+    return Outcome(
+        benchmark=benchmark,
+        method=name,
+        query=task.query,
+        right=benchmarks.grade(task, answer.text),
+        pool_usd=answer.pool_usd,
+        net_usd=answer.net_usd,
+        calls=answer.calls,
+        cpu_s=cpu.seconds,
+    )
+
+
+Ticks = SimpleQueue[tuple[str, str] | None]
+_ticks: Ticks | None = None  # of a worker process
+
+
+def _in_processes(
+    setup: Setup, names: Sequence[str], on_done: OnDone, workers: int
+) -> list[list[Outcome]]:
+    # Spawned, not forked: torch and event loops do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with (
+        _forwarding(context.SimpleQueue(), on_done) as ticks,
+        ProcessPoolExecutor(workers, context, _open_worker, (ticks,)) as processes,
+    ):
+        return list(processes.map(_work, [setup] * len(names), names))
+
+
+@contextmanager
+def _forwarding(ticks: Ticks, on_done: OnDone) -> Iterator[Ticks]:
+    """Tell `on_done` what workers put into the queue."""
+
+    def forward() -> None:
+        while tick := ticks.get():
+            on_done(*tick)
+
+    thread = Thread(target=forward, daemon=True)
+    thread.start()
+    try:
+        yield ticks
+    finally:
+        ticks.put(None)
+        thread.join()
+
+
+def _open_worker(ticks: Ticks) -> None:
+    global _ticks
+    _ticks = ticks
+
+
+def _work(setup: Setup, name: str) -> list[Outcome]:
+    def tick(benchmark: str, method: str) -> None:
+        if _ticks is not None:
+            _ticks.put((benchmark, method))
+
+    return run_benchmark(setup, name, tick)

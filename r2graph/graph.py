@@ -1,0 +1,180 @@
+"""The graph: decompose -> allocate -> execute_step -> verify, and back for a new plan."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.cache.base import BaseCache
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.store.base import BaseStore
+from langgraph.types import Checkpointer, Command
+
+from r2graph.allocate import Allocator, CheapestFirst
+from r2graph.decompose import Decomposer, PromptedDecomposer, SingleDecomposer
+from r2graph.errors import ConfigError
+from r2graph.limits import Limits
+from r2graph.nodes import RUN_KEY, allocate, decompose, execute_node, flow_node, verify
+from r2graph.plan import MAX_SUBTASKS
+from r2graph.pool import ModelPool, load_pool
+from r2graph.router import Router, load_router, reader
+from r2graph.state import (
+    Defaults,
+    R2Input,
+    R2Output,
+    R2State,
+    RunContext,
+    read_context,
+    read_input,
+)
+from r2graph.turn import Deciders
+from r2graph.verify import AllOf, AnyOf, ConfidenceVerifier, FormatVerifier, JudgeVerifier, Verifier
+
+# Each step holds a place of LangGraph's `max_concurrency` while it waits for its dependencies, node
+# and stream need one each, and with too few a run waits for itself for ever. So LangGraph always
+# gets enough of them, and the user's bound is kept where it matters: calls at once.
+PLACES = MAX_SUBTASKS + 4
+
+
+class R2Graph(CompiledStateGraph[R2State, RunContext, R2Input, R2Output]):
+    """A compiled graph that also takes a text, messages or a prompt value as its input."""
+
+    def __init__(self, *, defaults: Defaults, **compiled: Any) -> None:
+        super().__init__(**compiled)
+        self.defaults = defaults
+
+    def stream(
+        self,
+        input: Any,  # noqa: A002 - LangGraph's names
+        config: RunnableConfig | None = None,
+        *,
+        context: RunContext | Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Iterator[Any]:
+        """As `CompiledStateGraph.stream`; raises `QueryError` and `ConfigError` at once."""
+        settings = read_context(context)
+        config = self._config(config, settings)
+        return super().stream(_input(input, config), config, context=settings, **options)
+
+    def astream(
+        self,
+        input: Any,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        context: RunContext | Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> AsyncIterator[Any]:
+        """As `stream`."""
+        settings = read_context(context)
+        config = self._config(config, settings)
+        return super().astream(_input(input, config), config, context=settings, **options)
+
+    def _config(self, given: RunnableConfig | None, settings: RunContext) -> RunnableConfig:
+        config: RunnableConfig = given.copy() if given else {}
+        at_once = config.get("max_concurrency") or (self.config or {}).get("max_concurrency")
+        run = self.defaults.run(settings, at_once)
+        config["configurable"] = {**config.get("configurable", {}), RUN_KEY: run}
+        config["max_concurrency"] = PLACES
+        return config
+
+
+def _input(given: object, config: RunnableConfig) -> Any:
+    if given is None or isinstance(given, Command):  # a resume
+        return given
+    query, messages = read_input(given)
+    return {"query": query, "messages": messages, "run_id": str(config.get("run_id") or uuid4())}
+
+
+def create_r2_graph(
+    pool: ModelPool | str | Path,
+    *,
+    router: Router | str | Path | None = None,
+    decomposer: Decomposer | None = None,
+    allocator: Allocator | None = None,
+    verifier: Verifier | None = None,
+    answer_verifier: Verifier | None = None,
+    quality: float = 0.9,
+    budget_usd: Decimal | float | str | None = None,
+    limits: Limits | None = None,
+    local_only: bool = False,
+    pools: Mapping[str, ModelPool] | None = None,
+    checkpointer: Checkpointer = None,
+    store: BaseStore | None = None,
+    cache: BaseCache[Any] | None = None,
+    name: str = "r2graph",
+) -> R2Graph:
+    """A graph that answers a query step by step, each step on the cheapest member that can do it.
+
+    `pool` and `router` are objects, names of shipped ones, or paths. `decomposer`, `allocator` and
+    `verifier` (of steps) replace the router's; without a router a prompted decomposer plans, steps
+    start on the cheapest member and move up when confidence and a stronger member reject them.
+    `answer_verifier` judges the whole answer. `quality` (0 to 1), `budget_usd` (dollars), `limits`
+    and one of the other `pools`, by name, can be set per run with `context={…}`.
+
+    The result has the keys of `R2Output`. Raises `ConfigError` and its kind here, and `R2Error`s
+    when run; what a failed run had cost is in `error.cost_usd`.
+    """
+    settings = read_context({"quality": quality, "budget_usd": budget_usd, "limits": limits})
+    known = {key: _pool(each, local_only) for key, each in (pools or {}).items()}
+    main = _pool(pool, local_only)
+    if isinstance(router, str | Path):
+        router = load_router(router)
+    for each in (main, *known.values()):
+        if router is not None:
+            router.admit(each)
+        if each.language != main.language:
+            raise ConfigError(
+                f"pools {main.name!r} and {each.name!r} differ in language: make a graph for each"
+            )
+    default_planner, default_chooser, default_check = _defaults(main, router)
+    deciders = Deciders(
+        decomposer=decomposer or default_planner,
+        allocator=allocator or default_chooser,
+        verifier=verifier or default_check,
+        answer_verifier=answer_verifier or FormatVerifier(),
+        read=reader(main.language),
+    )
+    builder = StateGraph(R2State, RunContext, input_schema=R2Input, output_schema=R2Output)
+    builder.add_node("decompose", flow_node(deciders, decompose))
+    builder.add_node("allocate", flow_node(deciders, allocate))
+    builder.add_node("execute_step", execute_node(deciders))
+    builder.add_node("verify", flow_node(deciders, verify), destinations=("decompose", END))
+    builder.add_edge(START, "decompose")
+    builder.add_edge("decompose", "allocate")
+    builder.add_edge("allocate", "execute_step")
+    builder.add_edge("execute_step", "verify")
+    compiled = builder.compile(checkpointer=checkpointer, store=store, cache=cache, name=name)
+    defaults = Defaults(
+        pool=main,
+        pools=known,
+        quality=quality,
+        budget=settings.budget_usd,
+        limits=limits or Limits(),
+    )
+    # The way in which LangGraph itself copies a compiled graph.
+    fields = {key: value for key, value in vars(compiled).items() if key != "__orig_class__"}
+    return R2Graph(defaults=defaults, **fields)
+
+
+def _pool(pool: ModelPool | str | Path, local_only: bool) -> ModelPool:
+    loaded = pool if isinstance(pool, ModelPool) else load_pool(pool)
+    return loaded.local_only() if local_only else loaded
+
+
+def _defaults(pool: ModelPool, router: Router | None) -> tuple[Decomposer, Allocator, Verifier]:
+    """Who plans, chooses and checks unless the user says otherwise."""
+    if router is not None:
+        return router.decomposer, router.allocator, router.verifier
+    if pool.language != "any":  # its members answer what they were trained on, and no prompts
+        return SingleDecomposer(), CheapestFirst(), AllOf(FormatVerifier(), ConfidenceVerifier())
+    sure = ConfidenceVerifier(-0.05, refuses=False)
+    return (
+        PromptedDecomposer(),
+        CheapestFirst(),
+        AllOf(FormatVerifier(), AnyOf(sure, JudgeVerifier())),
+    )

@@ -1,0 +1,159 @@
+"""A turn as one node sees it: state, settings, what is left to spend, and who decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+from langchain_core.messages import BaseMessage, HumanMessage
+from langgraph.config import get_stream_writer
+from langgraph.types import Command
+
+from r2graph.allocate import AllocateContext, Allocator, Choice, within_budget
+from r2graph.bill import total
+from r2graph.calls import Door, Entry, Flow, flowing
+from r2graph.decompose import Decomposer
+from r2graph.errors import AllocationError, ModelCallError, R2Error
+from r2graph.limits import Meter
+from r2graph.plan import Plan, Subtask, parse_json
+from r2graph.pricing import to_text
+from r2graph.state import (
+    Chosen,
+    FeedbackRecord,
+    Progress,
+    R2State,
+    Run,
+    StopReason,
+    history,
+)
+from r2graph.verify import Attempt, Verdict, Verifier, VerifyContext
+
+STEP_INSTRUCTION = "\n\nThis is one step of a larger task: reply with its result only."
+
+
+@dataclass(frozen=True)
+class Deciders:
+    """Who plans, who chooses and who checks."""
+
+    decomposer: Decomposer
+    allocator: Allocator
+    verifier: Verifier
+    """Of steps."""
+    answer_verifier: Verifier
+    read: Callable[[str], str]
+    """Gives a query its canonical spelling, or refuses it."""
+
+
+class Turn:
+    """One node's work on a turn. What a stale turn of the thread left in the state is not seen."""
+
+    def __init__(self, deciders: Deciders, state: R2State, run: Run) -> None:
+        self.deciders = deciders
+        self.state = state
+        self.run = run
+        self.pool = run.pool
+        self.progress = Progress(run_id=state["run_id"], round=0, feedback=[], stop=None)
+        self.bill: list[Entry] = []
+        stored = state.get("progress")
+        self.fresh = stored is None or stored["run_id"] != state["run_id"]
+        if stored is not None and not self.fresh:
+            self.progress, self.bill = stored, state["bill"]
+        self.meter = Meter(
+            run.limits,
+            run.budget,
+            calls=len(self.bill),
+            spent=total(self.bill),
+            started=run.started,
+        )
+        self.door = self.open_door()
+        self.emit = get_stream_writer()
+
+    def open_door(self) -> Door:
+        """A door with a bill of its own, on the meter of the run."""
+        return Door(self.meter, self.run.gate, self.run.agate)
+
+    def progressed(
+        self,
+        *,
+        round: int | None = None,  # noqa: A002
+        feedback: list[FeedbackRecord] | None = None,
+        stop: StopReason | None = None,
+    ) -> dict[str, Any]:
+        """The change of the state that moves the turn on."""
+        progress = self.progress.copy()
+        if round is not None:
+            progress["round"] = round
+        if feedback is not None:
+            progress["feedback"] = feedback
+        if stop is not None:
+            progress["stop"] = stop
+        return {"progress": progress}
+
+    def billed(self, result: dict[str, Any] | Command[Any]) -> dict[str, Any] | Command[Any]:
+        """What the node writes, with the calls it made on the bill."""
+        update = cast(dict[str, Any], result.update if isinstance(result, Command) else result)
+        update["bill"] = self.bill + self.door.bill
+        return result
+
+    @contextmanager
+    def accounted(self) -> Iterator[None]:
+        """A failing run says what it had cost."""
+        try:
+            yield
+        except R2Error as error:
+            error.cost_usd = to_text(self.meter.spent)
+            raise
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan in the state, which a human may have edited."""
+        return parse_json(self.state["plan"])
+
+    @cached_property
+    def history(self) -> Sequence[BaseMessage]:
+        """What was said before, for models that understand it."""
+        return history(self.state["messages"]) if self.pool.language == "any" else []
+
+    def messages(self, prompt: str) -> list[BaseMessage]:
+        """What a member is sent for a step."""
+        if self.pool.language == "any" and len(self.plan.subtasks) > 1:
+            prompt += STEP_INSTRUCTION
+        return [*self.history, HumanMessage(prompt)]
+
+    @property
+    def allocate_context(self) -> AllocateContext:
+        return AllocateContext(
+            self.pool, self.state["query"], self.run.quality, self.meter.left_usd
+        )
+
+    def choose(self, steps: Sequence[Subtask]) -> Flow[list[Chosen]]:
+        """A member for each step; cheapest first where the allocator fails."""
+        context = self.allocate_context
+        try:
+            choices = yield from flowing(self.deciders.allocator.allocate(steps, context))
+            if len(choices) != len(steps):
+                raise AllocationError(f"{len(choices)} members were chosen for {len(steps)} steps")
+        except (AllocationError, ModelCallError) as error:
+            note = f"the allocator failed ({type(error).__name__}): cheapest first"
+            choices = [Choice(self.pool.names[0], note) for _ in steps]
+        fitting = within_budget(choices, steps, context, self.run.limits.max_output_tokens)
+        return [
+            Chosen(
+                member=choice.member,
+                reason=choice.reason,
+                slot=choice.slot,
+                probabilities=None if choice.probabilities is None else dict(choice.probabilities),
+            )
+            for choice in fitting
+        ]
+
+    def check(self, attempt: Attempt, verifier: Verifier) -> Flow[Verdict]:
+        """The verdict on an attempt; a verifier whose model fails cannot say."""
+        context = VerifyContext(self.pool, self.state["query"])
+        try:
+            return (yield from flowing(verifier.verify(attempt, context)))
+        except ModelCallError:
+            return Verdict(None, "the check could not be made")
