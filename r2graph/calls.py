@@ -18,12 +18,13 @@ from contextvars import copy_context
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from threading import Thread
-from typing import Any, Literal, NotRequired, TypedDict, TypeVar
+from typing import Any, Literal, NotRequired, TypeVar
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
 from langgraph.constants import TAG_NOSTREAM
+from typing_extensions import TypedDict  # pydantic, for servers' schemas, wants this one
 
 from r2graph.errors import (
     CallErrorKind,
@@ -34,7 +35,7 @@ from r2graph.errors import (
 )
 from r2graph.limits import Meter
 from r2graph.pool import ModelSpec
-from r2graph.pricing import Usage, to_text
+from r2graph.pricing import Money, Usage, to_text
 
 Role = Literal["decomposer", "allocator", "executor", "verifier"]
 ROUTER_ROLES = frozenset({"decomposer", "allocator"})
@@ -87,7 +88,7 @@ class Entry(TypedDict):
     step: str | None
     input_tokens: int
     output_tokens: int
-    cost_usd: str
+    cost_usd: Money
     local: bool
     ok: bool
     """Whether a reply came."""

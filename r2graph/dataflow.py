@@ -41,6 +41,9 @@ class Board:
     def __init__(self, turn: Turn) -> None:
         self.turn = turn
         self.steps: dict[str, Subtask] = {step.id: step for step in turn.plan.subtasks}
+        self._allocation = turn.kept["allocation"]
+        if self._allocation.keys() != self.steps.keys():
+            raise CheckpointError("plan and allocation have different steps")
         # Futures of a thread pool or of an event loop, as LangGraph makes them.
         self.futures: dict[str, Any] = {}
         self._results: dict[str, StepResult] = {}
@@ -57,7 +60,7 @@ class Board:
 
     def solve(self, step: Subtask) -> Flow[tuple[StepRecord, Chosen]]:
         """Run a step whose dependencies are done."""
-        chosen = self.turn.state["allocation"][step.id]
+        chosen = self._allocation[step.id]
         inputs = [self._results[needed]["step"] for needed in step.depends_on]
         if missing := next((record for record in inputs if record["output"] is None), None):
             return StepRun(self.turn, step, "", chosen).record(missing["stopped"]), chosen

@@ -41,8 +41,11 @@ from r2graph.verify import AllOf, AnyOf, ConfidenceVerifier, FormatVerifier, Jud
 PLACES = MAX_SUBTASKS + 4
 
 
-class R2Graph(CompiledStateGraph[R2State, RunContext, R2Input, R2Output]):
-    """A compiled graph that also takes a text, messages or a prompt value as its input."""
+class R2Graph(CompiledStateGraph[R2State, Any, Any, R2Output]):
+    """A compiled graph that also takes a text, messages or a prompt value as its input.
+
+    To type checkers input and context are `Any`: both are checked when a run begins.
+    """
 
     def __init__(self, *, defaults: Defaults, **compiled: Any) -> None:
         super().__init__(**compiled)

@@ -76,7 +76,7 @@ def execute_node(deciders: Deciders) -> Node:
 def decompose(turn: Turn) -> Flow[Update]:
     """A plan. As the first node of a turn it clears what the last turn left."""
     query = turn.deciders.read(turn.state["query"])
-    update: Update = {"query": query} | (_cleared() if turn.fresh else {})
+    update: Update = {"query": query} | (_cleared() if turn.is_new else {})
     feedback = list(turn.progress["feedback"])
     error = None
     for number in range(turn.progress["round"] + 1, turn.run.limits.max_rounds + 1):
@@ -161,7 +161,7 @@ def executed(turn: Turn, results: dict[str, StepResult]) -> Update:
 
 def verify(turn: Turn) -> Flow[Update | Command[Any]]:
     """Judge the answer: the end, or a new plan if it is rejected and rounds are left."""
-    steps, stop = turn.state["steps"], turn.progress["stop"]
+    steps, stop = turn.kept["steps"], turn.progress["stop"]
     # What a limit leaves of a new plan is worth less than the rejected answer of an old one.
     answer = _answer(turn.plan, steps) if steps else None
     if answer is None:
@@ -189,8 +189,8 @@ def _answer(plan: Plan, steps: Mapping[str, StepRecord]) -> str | None:
 
 
 def _judged(turn: Turn, answer: str) -> Flow[Verdict]:
-    last = turn.state["steps"][turn.plan.subtasks[-1].id]
-    member = last["member"] if turn.plan.answer is None else None
+    last = turn.plan.subtasks[-1].id
+    member = turn.kept["steps"][last]["member"] if turn.plan.answer is None else None
     attempt = Attempt(turn.state["query"], answer, member)
     return (yield from turn.check(attempt, turn.deciders.answer_verifier))
 
@@ -198,7 +198,7 @@ def _judged(turn: Turn, answer: str) -> Flow[Verdict]:
 def _objection(steps: Mapping[str, StepRecord], verdict: Verdict) -> str | None:
     """What speaks against the answer."""
     failed = [
-        f"step {name} failed its check ({step['attempts'][-1]['reason']})"
+        f"step {name} failed its check ({'; '.join(a['reason'] for a in step['attempts'][-1:])})"
         for name, step in steps.items()
         if step["ok"] is False
     ]
@@ -220,6 +220,6 @@ def _ended(turn: Turn, answer: str, stop: StopReason) -> Update:
     update = {"answer": answer, "stop_reason": stop} | turn.progressed(stop=stop)
     if answer:
         update["messages"] = [AIMessage(answer)]
-    update |= summarize(turn.bill + turn.door.bill, turn.state["steps"])
+    update |= summarize(turn.bill + turn.door.bill, turn.kept["steps"])
     turn.emit({"event": "answer", "answer": answer, "stop_reason": stop})
     return update

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from r2graph.errors import ConfigError
 
 Dollars = Annotated[Decimal, Field(ge=0, allow_inf_nan=False)]
+Money = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?$")]
+"""Dollars as state and JSON hold them; see `to_text`."""
 
 
 class Usage(BaseModel):

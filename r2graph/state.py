@@ -13,15 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from threading import BoundedSemaphore
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal
 
 from langchain_core.messages import AnyMessage, BaseMessage, HumanMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
 from langgraph.graph.message import add_messages
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic, for servers' schemas, wants this one
 
 from r2graph.calls import Entry
 from r2graph.errors import (
+    CheckpointError,
     ConfigError,
     EmptyQueryError,
     LimitName,
@@ -30,6 +32,7 @@ from r2graph.errors import (
 )
 from r2graph.limits import Limits
 from r2graph.pool import ModelPool
+from r2graph.pricing import Money
 
 StopReason = Literal[
     "verified",  # every check that could be made was passed, and at least one was made
@@ -59,7 +62,7 @@ class AttemptRecord(TypedDict):
     ok: bool | None
     reason: str
     score: float | None
-    cost_usd: str
+    cost_usd: Money
     seconds: float
 
 
@@ -74,7 +77,7 @@ class StepRecord(TypedDict):
     ok: bool | None
     local: bool
     attempts: list[AttemptRecord]
-    reference_usd: str
+    reference_usd: Money
     """The last attempt's tokens at the price of the strongest member."""
     stopped: LimitName | None
     """The limit that ended the step."""
@@ -86,7 +89,7 @@ class MemberUsage(TypedDict):
     input_tokens: int
     output_tokens: int
     calls: int
-    cost_usd: str
+    cost_usd: Money
 
 
 class FeedbackRecord(TypedDict):
@@ -122,11 +125,11 @@ class R2Output(TypedDict):
     allocation: dict[str, Chosen]
     steps: dict[str, StepRecord]
     usage: dict[str, MemberUsage]
-    cost_usd: str
+    cost_usd: Money
     """Everything: steps, failed attempts, router and verifier."""
-    router_cost_usd: str
-    verifier_cost_usd: str
-    counterfactual_usd: str
+    router_cost_usd: Money
+    verifier_cost_usd: Money
+    counterfactual_usd: Money
     """An estimate: the same steps with the same tokens, all on the strongest member."""
     local_share: float
     """The share of steps whose output came from a local member."""
@@ -135,9 +138,33 @@ class R2Output(TypedDict):
 
 
 class R2State(R2Output):
+    """The whole state. What a new turn does not clear belongs to the turn of `progress`."""
+
     query: str
     progress: Progress
     bill: list[Entry]
+
+
+class Kept(TypedDict):
+    """What nodes hand to later nodes, and others may have edited on the way."""
+
+    allocation: dict[str, Chosen]
+    steps: dict[str, StepRecord]
+    progress: Progress
+    bill: list[Entry]
+
+
+_KEPT = TypeAdapter(Kept)
+
+
+def read_kept(state: Mapping[str, Any]) -> Kept:
+    """What a turn has so far; raises `CheckpointError` if it is not of the right form."""
+    try:
+        return _KEPT.validate_python(state)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{place}: {first['msg']}") from None
 
 
 class RunContext(BaseModel):

@@ -14,20 +14,22 @@ from langgraph.types import Command
 
 from r2graph.allocate import AllocateContext, Allocator, Choice, within_budget
 from r2graph.bill import total
-from r2graph.calls import Door, Entry, Flow, flowing
+from r2graph.calls import Door, Flow, flowing
 from r2graph.decompose import Decomposer
-from r2graph.errors import AllocationError, ModelCallError, R2Error
+from r2graph.errors import AllocationError, CheckpointError, ModelCallError, R2Error
 from r2graph.limits import Meter
 from r2graph.plan import Plan, Subtask, parse_json
 from r2graph.pricing import to_text
 from r2graph.state import (
     Chosen,
     FeedbackRecord,
+    Kept,
     Progress,
     R2State,
     Run,
     StopReason,
     history,
+    read_kept,
 )
 from r2graph.verify import Attempt, Verdict, Verifier, VerifyContext
 
@@ -47,6 +49,12 @@ class Deciders:
     """Gives a query its canonical spelling, or refuses it."""
 
 
+def begun(run_id: str) -> Kept:
+    """A turn in which nothing has been done."""
+    progress = Progress(run_id=run_id, round=0, feedback=[], stop=None)
+    return Kept(allocation={}, steps={}, progress=progress, bill=[])
+
+
 class Turn:
     """One node's work on a turn. What a stale turn of the thread left in the state is not seen."""
 
@@ -55,12 +63,8 @@ class Turn:
         self.state = state
         self.run = run
         self.pool = run.pool
-        self.progress = Progress(run_id=state["run_id"], round=0, feedback=[], stop=None)
-        self.bill: list[Entry] = []
-        stored = state.get("progress")
-        self.fresh = stored is None or stored["run_id"] != state["run_id"]
-        if stored is not None and not self.fresh:
-            self.progress, self.bill = stored, state["bill"]
+        self.kept = begun(state["run_id"]) if self.is_new else read_kept(state)
+        self.progress, self.bill = self.kept["progress"], self.kept["bill"]
         self.meter = Meter(
             run.limits,
             run.budget,
@@ -70,6 +74,12 @@ class Turn:
         )
         self.door = self.open_door()
         self.emit = get_stream_writer()
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no node has worked on the turn yet."""
+        progress: object = self.state.get("progress")
+        return not isinstance(progress, dict) or progress.get("run_id") != self.state["run_id"]
 
     def open_door(self) -> Door:
         """A door with a bill of its own, on the meter of the run."""
@@ -110,6 +120,8 @@ class Turn:
     @cached_property
     def plan(self) -> Plan:
         """The plan in the state, which a human may have edited."""
+        if self.is_new:
+            raise CheckpointError("it has no plan of this turn")
         return parse_json(self.state["plan"])
 
     @cached_property

@@ -122,7 +122,12 @@ def test_hidden_tokens_are_billed_but_not_shown(parrot: str) -> None:
     reply = ChatLocal(model=parrot).invoke("hi")
     assert reply.content == "so éwi"
     assert reply.usage_metadata == {"input_tokens": 5, "output_tokens": 10, "total_tokens": 15}
-    assert reply.response_metadata == {"model_name": Path(parrot).name, "finish_reason": "stop"}
+    assert reply.response_metadata["model_name"] == Path(parrot).name
+    assert reply.response_metadata["finish_reason"] == "stop"
+
+
+def test_an_answer_says_what_cpu_time_it_took(parrot: str) -> None:
+    assert ChatLocal(model=parrot).invoke("hi").response_metadata["cpu_s"] > 0
 
 
 def test_log_probabilities_come_in_the_form_of_openai(babbler: str) -> None:
@@ -356,7 +361,8 @@ def test_a_stream_has_a_chunk_for_each_visible_token_and_the_same_end_as_invoke(
     assert isinstance(whole, AIMessageChunk)
     assert whole.content == reply.content
     assert whole.usage_metadata == reply.usage_metadata
-    assert whole.response_metadata == reply.response_metadata
+    timeless = [m.response_metadata | {"cpu_s": None} for m in (whole, reply)]
+    assert timeless[0] == timeless[1]
 
 
 async def test_an_asynchronous_stream_is_the_same_as_a_synchronous_one(parrot: str) -> None:
@@ -408,6 +414,15 @@ def test_a_call_that_takes_longer_than_its_timeout_raises(babbler: str) -> None:
     with pytest.raises(TimeoutError):
         list(model.stream("hi"))
     assert model.invoke("hi", max_tokens=2, timeout=PATIENCE_S)
+
+
+def test_a_timeout_counts_the_wait_for_a_place(babbler: str) -> None:
+    model = ChatLocal(model=babbler, max_batch=1)
+    stream = model.stream("hi")
+    next(stream)
+    with pytest.raises(TimeoutError):
+        model.invoke("hi", timeout=0.05)
+    stream.close()  # type: ignore[attr-defined]
 
 
 # Engines
@@ -538,6 +553,12 @@ except Exception as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("MissingExtraError")
     assert "pip install 'r2graph[local]'" in done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_a_typed_error(parrot: str) -> None:
+    with pytest.raises(ConfigError, match="CUDA"):
+        ChatLocal(model=parrot, device="cuda").invoke("hi")
 
 
 @pytest.mark.gpu

@@ -20,6 +20,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 RUNS = Path("runs/lab")
 DECOMPOSER_BASE, ALLOCATOR_BASE = "m6", "m4"
+FAST = ("--learning-rate", "2e-3")
 
 Stage = tuple[str, Path, list[str]]  # name, the file that says it is done, module and arguments
 
@@ -30,9 +31,9 @@ def pretrain(model: str) -> Stage:
     return model, out / "training.json", ["training.pretrain", *arguments]
 
 
-def fine_tune(module: str, base: str, *settings: str) -> Stage:
+def fine_tune(module: str, base: Path, *settings: str) -> Stage:
     out = RUNS / "router" / module
-    arguments = ["--base", str(RUNS / base), "--data", str(RUNS / f"{module}.jsonl")]
+    arguments = ["--base", str(base), "--data", str(RUNS / f"{module}.jsonl")]
     done = out / "model.safetensors"
     return module, done, ["training.sft", *arguments, "--out", str(out), *settings]
 
@@ -53,7 +54,9 @@ LANES = (
     [
         *map(pretrain, ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8")),
         router_data("decomposer"),
-        fine_tune("decomposer", DECOMPOSER_BASE, "--epochs", "2", "--learning-rate", "2e-3"),
+        fine_tune("decomposer", RUNS / DECOMPOSER_BASE, "--epochs", "2", *FAST),
+        router_data("decomposer-arith"),
+        fine_tune("decomposer-arith", RUNS / "router/decomposer", *FAST),
     ],
 )
 THRESHOLD: Stage = (
@@ -61,7 +64,7 @@ THRESHOLD: Stage = (
     RUNS / "threshold.json",
     ["training.threshold", "--pool", str(RUNS), "--out", str(RUNS)],
 )
-FINISH = [router_data("allocator"), fine_tune("allocator", ALLOCATOR_BASE), THRESHOLD]
+FINISH = [router_data("allocator"), fine_tune("allocator", RUNS / ALLOCATOR_BASE), THRESHOLD]
 
 
 def run(stages: list[Stage], progress: Progress) -> None:

@@ -3,7 +3,7 @@ allocator.
 
     python -m training.router_data --pool runs/lab --out runs/lab
 
-Writes `decomposer.jsonl`, `allocator.jsonl` (TRL's conversational prompt/completion form), and
+Writes `decomposer.jsonl`, `decomposer-arith.jsonl`, `allocator.jsonl` (TRL's conversational prompt/completion form), and
 `search.json`: what the grouped search found on the way.
 """
 
@@ -26,7 +26,12 @@ from training.outcomes import MODELS, Outcomes
 from training.search import search
 
 SEED = 2
-PLANS = {"scan": 13_576, "arith": 70_000, "geo": 70_000}
+ALLOCATION_SEED = 3
+PLANS = {
+    "decomposer": {"scan": 13_576, "arith": 70_000, "geo": 70_000},
+    # A second course: precedence takes a small planner longer than the rest.
+    "decomposer-arith": {"scan": 13_576, "arith": 220_000, "geo": 30_000},
+}
 ALLOCATIONS = {"scan": 1_000, "arith": 10_000, "geo": 10_000}
 LEVELS_PER_PLAN = 2
 SEARCHED = 500  # tasks of each family
@@ -85,22 +90,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", choices=("decomposer", "allocator"))
+    parser.add_argument("--only", choices=(*PLANS, "allocator"))
     arguments = parser.parse_args()
-    if arguments.only != "allocator":
-        write_plans(arguments.out / "decomposer.jsonl")
-    if arguments.only != "decomposer":
+    for seed, (name, counts) in enumerate(PLANS.items(), start=SEED):
+        if arguments.only in (None, name):
+            write_plans(arguments.out / f"{name}.jsonl", counts, seed)
+    if arguments.only in (None, "allocator"):
         write_allocations(arguments.pool, arguments.out)
 
 
-def write_plans(path: Path) -> None:
+def write_plans(path: Path, counts: dict[str, int], seed: int) -> None:
     # A planner has to copy any name, not to know it: every city equally often.
     tasks = [
         task
-        for family, n in PLANS.items()
-        for task in islice(training_queries(family, SEED, even=True), n)
+        for family, n in counts.items()
+        for task in islice(training_queries(family, seed, even=True), n)
     ]
-    Random(SEED).shuffle(tasks)
+    Random(seed).shuffle(tasks)
     with path.open("w") as file:
         for task in tasks:
             file.write(row(f"plan: {task.query}", render_text(task.plan)) + "\n")
@@ -109,7 +115,7 @@ def write_plans(path: Path) -> None:
 def write_allocations(pool: Path, out: Path) -> None:
     outcomes = Outcomes(pool, out / "outcomes.jsonl")
     by_family = {
-        family: list(islice(training_queries(family, SEED + 1), n))
+        family: list(islice(training_queries(family, ALLOCATION_SEED), n))
         for family, n in ALLOCATIONS.items()
     }
     tasks = [task for group in by_family.values() for task in group]

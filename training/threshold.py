@@ -18,7 +18,7 @@ from pathlib import Path
 from r2graph.limits import Limits
 from training.labels import Chances
 from training.outcomes import MODELS, Outcomes
-from training.router_data import ALLOCATIONS, SEED, training_queries
+from training.router_data import ALLOCATION_SEED, ALLOCATIONS, training_queries
 
 QUALITY_LEVEL = 9
 SLACK = 0.002
@@ -34,7 +34,7 @@ def main() -> None:
     tasks = [
         task
         for family, n in ALLOCATIONS.items()
-        for task in islice(training_queries(family, SEED + 1), n)
+        for task in islice(training_queries(family, ALLOCATION_SEED), n)
     ]
     chances = Chances(tasks, outcomes)
     price = {

@@ -25,7 +25,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except R2Error as error:
-            spent = f" (${error.cost_usd} had been spent)" if error.cost_usd else ""
+            spent = f" (${error.cost_usd} had been spent)" if float(error.cost_usd or 0) else ""
             typer.echo(f"r2graph: {error}{spent}", err=True)
             raise typer.Exit(2) from None
 

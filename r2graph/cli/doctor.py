@@ -31,15 +31,19 @@ def doctor() -> None:
     findings = list(examine())
     for what, state, ok in findings:
         mark = {True: "✓", False: "✗", None: "·"}[ok]
-        console.print(f"{mark} {what}: {state}")
+        console.print(f"{mark} {what}: {state}", soft_wrap=True)
     if any(finding.ok is False for finding in findings):
         raise typer.Exit(1)
 
 
 def examine() -> Iterator[Finding]:
     yield Finding("python", platform.python_version(), sys.version_info >= (3, 11))
-    yield Finding("r2graph", version("r2graph"), ok=True)
-    yield from packages()
+    try:
+        yield Finding("r2graph", version("r2graph"), ok=True)
+    except PackageNotFoundError:
+        yield Finding("r2graph", "run from its sources, not installed")
+    else:
+        yield from packages()
     yield from threads()
     yield from lab()
     yield from keys()
@@ -52,8 +56,8 @@ def packages() -> Iterator[Finding]:
         yield Finding(name, found or "missing", found is not None)
     for extra in metadata("r2graph").get_all("Provides-Extra") or []:
         names = [name for name in _required(extra) if name != "r2graph"]
-        if not names:
-            continue  # extras made of other extras
+        if not names or extra == "all":
+            continue  # made of other extras
         missing = [name for name in names if _version(name) is None]
         state = ", ".join(f"{name} {_version(name) or 'missing'}" for name in names)
         yield Finding(f"extra {extra}", state, None if missing else True)
@@ -97,8 +101,9 @@ def threads() -> Iterator[Finding]:
 
 def lab() -> Iterator[Finding]:
     """The models and the router that come with the package."""
-    from r2graph import load_pool, load_router
     from r2graph.errors import R2Error
+    from r2graph.pool import load_pool
+    from r2graph.router import load_router
 
     models = [spec.name for spec in load_pool("lab").members]
     missing = [name for name in models if not any((LAB / name).glob("*.safetensors"))]

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from r2graph.cli.options import PoolName, Quality, RouterName, router_for
+from r2graph.cli.options import PoolName, Quality, RouterName, open_pool, router_for
 
 if TYPE_CHECKING:
     from r2graph.evaluation.bars import Bar
     from r2graph.evaluation.outcomes import Outcome, Row
     from r2graph.evaluation.run import Setup
+
+WIDTH = 110  # of the tables in a file
 
 
 def evaluate(
@@ -46,36 +48,29 @@ def evaluate(
     ] = 1,
 ) -> None:
     """Compare methods on the lab's benchmarks: accuracy, cost with and without overhead, CPU."""
-    from rich.console import Console
-
-    from r2graph import load_pool
     from r2graph.errors import ConfigError, MissingExtraError
 
     try:
         from r2graph.evaluation.bars import bars
+        from r2graph.evaluation.lineup import chosen_methods
         from r2graph.evaluation.outcomes import rows
-        from r2graph.evaluation.report import bar_table, row_table
         from r2graph.evaluation.run import Setup
     except ModuleNotFoundError as error:
         raise MissingExtraError("r2graph eval", "eval") from error
     for file in (json_file, bars_file):
         if file is not None and not file.parent.is_dir():
-            raise ConfigError(
-                f"{file.parent} is no directory: the results could not be saved there"
-            )
+            raise ConfigError(f"{file.parent} is no directory: nothing could be saved there")
+    members = open_pool(pool)
     setup = Setup(
         pool=pool,
-        router=router_for(load_pool(pool), router),
+        router=router_for(members, router),
         quality=quality,
-        methods=methods,
+        methods=tuple(chosen_methods(methods, members)),
         limit=limit,
     )
     outcomes = _with_progress(setup, [name.strip() for name in benchmarks.split(",")], workers)
     table, verdicts = rows(outcomes), bars(outcomes)
-    console = Console()
-    console.print(row_table(table))
-    if verdicts:
-        console.print(bar_table(verdicts))
+    _show(table, verdicts)
     for file, lines in ((json_file, table), (bars_file, verdicts)):
         if file is not None:
             _save(file, lines)
@@ -85,20 +80,31 @@ def _with_progress(setup: Setup, names: list[str], workers: int) -> list[Outcome
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    from r2graph import load_pool
-    from r2graph.evaluation.methods import chosen_methods
     from r2graph.evaluation.run import evaluate
     from r2graph.lab.benchmarks import SIZE
 
-    methods = chosen_methods(setup.methods, load_pool(setup.pool))
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    total = len(names) * len(setup.methods) * (setup.limit or SIZE)
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("loading", total=len(names) * len(methods) * (setup.limit or SIZE))
+        bar = progress.add_task("loading", total=total)
 
         def advance(benchmark: str, method: str) -> None:
             progress.update(bar, advance=1, description=f"{benchmark}, {method}")
 
         return evaluate(setup, names, advance, workers=workers)
+
+
+def _show(table: Sequence[Row], verdicts: Sequence[Bar]) -> None:
+    from rich.console import Console
+
+    from r2graph.evaluation.report import bar_table, row_table
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(row_table(table))
+    if verdicts:
+        console.print(bar_table(verdicts))
 
 
 def _save(file: Path, lines: Sequence[Row | Bar]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,6 +18,17 @@ RouterName = Annotated[
     typer.Option("--router", help="lab, a directory, or none [default: lab for the lab's pool]"),
 ]
 Quality = Annotated[float, typer.Option(help="How sure each step should be, 0 to 1.")]
+
+
+def open_pool(name: str) -> ModelPool:
+    """The pool of that name or file. Call it before torch is imported."""
+    from r2graph.pool import load_pool
+
+    pool = load_pool(name)
+    if pool.language == "lab":
+        # The lab's models are too small to share: a second thread makes them ten times slower.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return pool
 
 
 def router_for(pool: ModelPool, name: str | None) -> str | None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from r2graph.cli.options import open_pool
+
 if TYPE_CHECKING:
     from r2graph.calls import ModelCall
     from r2graph.pool import ModelPool
@@ -23,11 +25,10 @@ def check(
     """Call each member once with a tiny prompt: answer or error, seconds and dollars."""
     from rich.console import Console
 
-    from r2graph import load_pool
     from r2graph.errors import ConfigError, R2Error
     from r2graph.pricing import to_dollars, to_text
 
-    calls = tiny_calls(load_pool(pool))
+    calls = tiny_calls(open_pool(pool))
     worst, allowed = worst_cost(calls), to_dollars(max_usd)
     if worst > allowed:
         raise ConfigError(
@@ -36,10 +37,10 @@ def check(
     console, failed = Console(highlight=False, markup=False), 0
     for call in calls:
         try:
-            console.print(f"{call.spec.name}: {_ask(call)}")
+            console.print(f"{call.spec.name}: {_ask(call)}", soft_wrap=True)
         except R2Error as error:
             failed += 1
-            console.print(f"{call.spec.name}: {type(error).__name__}: {error}")
+            console.print(f"{call.spec.name}: {type(error).__name__}: {error}", soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 

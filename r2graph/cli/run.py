@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from r2graph.cli.options import PoolName, Quality, RouterName, router_for
+from r2graph.cli.options import PoolName, Quality, RouterName, open_pool, router_for
 
 if TYPE_CHECKING:
     from r2graph.state import R2Output
@@ -23,16 +23,14 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Answer a query: print its plan, who does what, and the bill."""
-    from r2graph import create_r2_graph, load_pool
     from r2graph.cli.story import Story
+    from r2graph.graph import create_r2_graph
 
-    members = load_pool(pool)
+    members = open_pool(pool)
+    if local_only:
+        members = members.local_only()
     graph = create_r2_graph(
-        members,
-        router=router_for(members, router),
-        quality=quality,
-        budget_usd=budget,
-        local_only=local_only,
+        members, router=router_for(members, router), quality=quality, budget_usd=budget
     )
     story = Story(quiet=as_json)
     result: Any = None
@@ -50,6 +48,10 @@ def run(
 
 
 def plain(result: R2Output) -> dict[str, Any]:
-    """The result with its messages as roles and texts."""
-    messages = [{"role": message.type, "content": message.text} for message in result["messages"]]
-    return {**result, "messages": messages}
+    """The result's public keys, with its messages as roles and texts."""
+    from langchain_core.messages import convert_to_openai_messages
+
+    from r2graph.state import R2Output
+
+    public = {key: result[key] for key in R2Output.__annotations__}  # type: ignore[literal-required]
+    return public | {"messages": convert_to_openai_messages(result["messages"])}

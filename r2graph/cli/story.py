@@ -66,10 +66,10 @@ class Story:
         line.append(f"{mark} ", style)
         line.append("no output" if attempt["output"] is None else attempt["output"])
         line.append(f"  {attempt['reason']}", "dim")
-        self.console.print(line)
+        self.console.print(line, soft_wrap=True)
 
     def _line(self, text: str, note: str = "", *, style: str = "") -> None:
-        self.console.print(Text(text, style).append(note, "dim"))
+        self.console.print(Text(text, style).append(note, "dim"), soft_wrap=True)
 
 
 def usage_table(result: R2Output) -> Table:

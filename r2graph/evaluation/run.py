@@ -12,7 +12,8 @@ from multiprocessing.queues import SimpleQueue
 from threading import Thread
 
 from r2graph.errors import ConfigError
-from r2graph.evaluation.methods import Lineup, Method, chosen_methods
+from r2graph.evaluation.lineup import Lineup
+from r2graph.evaluation.methods import Method
 from r2graph.evaluation.outcomes import Outcome
 from r2graph.evaluation.replies import charge_cpu, record_pool, record_router
 from r2graph.lab import benchmarks
@@ -31,9 +32,9 @@ class Setup:
     """What is evaluated, by name, so that another process can load it too."""
 
     pool: str
+    methods: tuple[str, ...]
     router: str | None = None
     quality: float = 0.9
-    methods: str = "all"
     limit: int | None = None
 
 
@@ -58,7 +59,7 @@ def run_benchmark(setup: Setup, name: str, on_done: OnDone) -> list[Outcome]:
     router = record_router(load_router(setup.router)) if setup.router else None
     right = {prompt: output for task in tasks for _, prompt, output in task.steps()}
     lineup = Lineup(pool, router, setup.quality, right)
-    methods = {method: lineup.method(method) for method in chosen_methods(setup.methods, pool)}
+    methods = {method: lineup.method(method) for method in setup.methods}
     return asyncio.run(run_methods(name, tasks, methods, on_done))
 
 

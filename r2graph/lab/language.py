@@ -30,7 +30,7 @@ def task(query: str) -> Task:
     raise UnsupportedQueryError(
         "the query is outside the lab's language, which has three families: SCAN commands "
         "(walk left twice and jump), integer expressions (( 12 + 7 ) * 5 - 38) and questions on "
-        "places (What currency is used in the country where Bergen is?); "
+        "places (What currency is used in the country where Oslo is?); "
         "for free text use a pool of general models, such as --pool openai"
     )
 

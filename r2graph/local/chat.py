@@ -38,6 +38,7 @@ class ChatLocal(BaseChatModel, Options):  # type: ignore[misc] # pydantic's plug
 
     Usage counts every generated token, hidden special tokens and the end included. So do the
     log-probabilities, in OpenAI's form in `response_metadata["logprobs"]`; the text has neither.
+    `response_metadata["cpu_s"]` is the CPU time of an answer, that of a batch in equal shares.
     The number of torch threads is left to the user: on shared cores set `OMP_NUM_THREADS=1`.
 
     Raises `ModelFileError` for a directory that does not read, `PromptTooLongError` for a prompt
@@ -207,7 +208,11 @@ def usage(completion: Completion) -> UsageMetadata:
 
 
 def ending(completion: Completion, model_name: str) -> dict[str, Any]:
-    return {"model_name": model_name, "finish_reason": completion.finish_reason}
+    return {
+        "model_name": model_name,
+        "finish_reason": completion.finish_reason,
+        "cpu_s": completion.cpu_s,
+    }
 
 
 def logprobs(content: list[TokenLogprob]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ key-value cache. Not covered: recurrent and encoder-decoder models.
 
 from __future__ import annotations
 
+import time
 from typing import Protocol, cast
 
 import torch
@@ -62,6 +63,7 @@ class Batch:
         self, rows: list[Generation], ids: list[list[int]], gaps: list[int], cache: DynamicCache
     ) -> list[int]:
         """Run the model on new columns; each row gets its next token, which is returned too."""
+        began = time.thread_time()
         read, width = cache.get_seq_length(), cache.get_seq_length() + len(ids[0])
         positions = [[max(column - gap, 0) for column in range(read, width)] for gap in gaps]
         output = self.model(
@@ -75,9 +77,10 @@ class Batch:
         logits = output.logits[:, -1].float()
         chosen = choose(logits, rows)
         tokens: list[int] = chosen.tolist()
-        for row, token, (logprob, top) in zip(
-            rows, tokens, score(logits, chosen, rows), strict=True
-        ):
+        scores = score(logits, chosen, rows)
+        share_s = (time.thread_time() - began) / len(rows)
+        for row, token, (logprob, top) in zip(rows, tokens, scores, strict=True):
+            row.cpu_s += share_s
             row.accept(token, logprob, top)
         return tokens
 
@@ -128,7 +131,8 @@ def choose(logits: Tensor, rows: list[Generation]) -> Tensor:
 def draw(logits: Tensor, rows: list[Generation]) -> Tensor:
     """Draw by temperature and top_p; each row brings its own random numbers."""
     options = [(row.options.temperature, row.options.top_p, row.random.random()) for row in rows]
-    temperature, top_p, point = torch.tensor(options, device=logits.device).T[..., None]
+    settings = torch.tensor(options, dtype=logits.dtype, device=logits.device)
+    temperature, top_p, point = settings.T[..., None]
     probabilities, order = (logits / temperature).softmax(-1).sort(-1, descending=True)
     mass = probabilities.cumsum(-1)
     nucleus = mass - probabilities < top_p  # never empty: nothing comes before the likeliest

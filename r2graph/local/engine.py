@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, cast
@@ -22,13 +22,19 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from r2graph.errors import EmptyQueryError, ModelFileError, PromptTooLongError, QueryError
+from r2graph.errors import (
+    ConfigError,
+    EmptyQueryError,
+    ModelFileError,
+    PromptTooLongError,
+    QueryError,
+)
 from r2graph.local.decoding import Batch
 from r2graph.local.generation import Completion, Generation, Options, Piece, Vocabulary
 
 DEFAULT_CONTEXT = 4096  # for models that do not say how many tokens they hold
 
-Waiting = SimpleQueue[Generation | None]  # None: nobody is left who could ask
+Queue = SimpleQueue[Generation | None]  # None: nobody is left who could ask
 
 
 class Engine:
@@ -44,12 +50,12 @@ class Engine:
         self._vocabulary = read_vocabulary(self._model, self._tokenizer)
         config = self._model.config
         self._context: int = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
-        self._waiting: Waiting = SimpleQueue()
+        self._queue: Queue = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._encoding = threading.Lock()  # sanitizing switches the tokenizer's mode for a moment
         self._prompt([{"role": "user", "content": "?"}])  # compile the template here and now
-        weakref.finalize(self, self._waiting.put, None)
+        weakref.finalize(self, self._queue.put, None)
 
     def __reduce__(self) -> tuple[Callable[..., Engine], tuple[Any, ...]]:
         """A copy, or another process, opens the directory for itself."""
@@ -77,7 +83,7 @@ class Engine:
             raise PromptTooLongError(len(prompt), self._context)
         limit = min(options.max_tokens or room, room)
         generation = Generation(prompt, limit, options, self._vocabulary, on_piece)
-        self._waiting.put(generation)
+        self._queue.put(generation)
         self._start()
         return generation.future
 
@@ -99,7 +105,7 @@ class Engine:
     def _start(self) -> None:
         with self._starting:
             if self._thread is None or not self._thread.is_alive():  # a fork leaves a dead one
-                work = (self._model, self._waiting, self._origin[-1])
+                work = (self._model, self._queue, self._origin[-1])
                 self._thread = threading.Thread(
                     target=serve, args=work, name="r2graph-local", daemon=True
                 )
@@ -107,14 +113,14 @@ class Engine:
 
 
 @torch.inference_mode()
-def serve(model: PreTrainedModel, waiting: Waiting, max_batch: int) -> None:
+def serve(model: PreTrainedModel, queue: Queue, max_batch: int) -> None:
     """Decode for whoever waits; holds no engine, so that one without users can be collected."""
     batch = Batch(model)
-    while True:
-        arrived = take(waiting, max_batch - len(batch.rows), block=not batch.rows)
-        if None in arrived:
-            return
-        joining = [row for row in arrived if row and row.active()]
+    waiting: list[Generation] = []
+    while None not in (arrived := take(queue, block=not (batch.rows or waiting))):
+        waiting = [row for row in [*waiting, *arrived] if row and row.active()]
+        room = max_batch - len(batch.rows)
+        joining, waiting = waiting[:room], waiting[room:]
         try:
             if joining:
                 batch.join(joining)
@@ -126,14 +132,12 @@ def serve(model: PreTrainedModel, waiting: Waiting, max_batch: int) -> None:
             batch = Batch(model)
 
 
-def take(waiting: Waiting, room: int, *, block: bool) -> list[Generation | None]:
-    """What waits now, at most `room`; with `block`, at least one."""
-    arrived = [waiting.get()] if block else []
-    while len(arrived) < room:
-        try:
-            arrived.append(waiting.get_nowait())
-        except Empty:
-            break
+def take(queue: Queue, *, block: bool) -> list[Generation | None]:
+    """Everything in the queue; with `block`, at least one."""
+    arrived = [queue.get()] if block else []
+    with suppress(Empty):
+        while True:
+            arrived.append(queue.get_nowait())
     return arrived
 
 
@@ -149,6 +153,8 @@ def open_engine(folder: str, device: str, dtype: str, max_batch: int) -> Engine:
     files = tuple(sorted((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in path.iterdir()))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("torch finds no CUDA device: use device='auto' or 'cpu'")
     key = (path, files, device, dtype, max_batch)
     with _OPENING:  # transformers sets process-wide defaults while it loads
         engine = _ENGINES.get(key)

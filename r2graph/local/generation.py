@@ -74,6 +74,8 @@ class Completion:
     output_tokens: int
     finish_reason: FinishReason
     logprobs: list[TokenLogprob]
+    cpu_s: float
+    """CPU time of the decoding thread; that of a batch is shared equally."""
 
 
 class Generation:
@@ -101,6 +103,7 @@ class Generation:
         self._vocabulary = vocabulary
         self._on_piece = on_piece
         self._deadline = time.monotonic() + options.timeout if options.timeout else None
+        self.cpu_s = 0.0
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._sent_characters = self._sent_logprobs = 0
@@ -129,7 +132,7 @@ class Generation:
         self._send(text if finish else settled(text, self.options.stop), last=finish is not None)
         if finish and self._claim():
             counts = len(self.prompt), len(self._tokens)
-            self.future.set_result(Completion(text, *counts, finish, self._logprobs))
+            self.future.set_result(Completion(text, *counts, finish, self._logprobs, self.cpu_s))
 
     def fail(self, error: Exception) -> None:
         """End without an answer, unless the request has ended already."""
