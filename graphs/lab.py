@@ -1,6 +1,6 @@
 """The lab's graph, for the LangGraph server and Studio; no checkpointer, the server brings its own.
 
-    langgraph dev
+langgraph dev
 """
 
 from __future__ import annotations

@@ -13,9 +13,11 @@ from collections.abc import Callable
 from concurrent.futures import wait
 from contextvars import ContextVar
 from threading import Lock
-from typing import Any, TypedDict
+from typing import Any
 
 from langgraph.func import task
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from r2graph.bill import total
 from r2graph.calls import Entry, Flow, adrive, drive
@@ -58,33 +60,27 @@ class Board:
         finally:
             _BOARD.reset(token)
 
-    def solve(self, step: Subtask) -> Flow[tuple[StepRecord, Chosen]]:
-        """Run a step whose dependencies are done."""
-        chosen = self._allocation[step.id]
+    def solve(self, step: Subtask, bill: list[Entry]) -> Flow[StepResult]:
+        """Run a step whose dependencies are done; its calls appear on `bill`."""
         inputs = [self._results[needed]["step"] for needed in step.depends_on]
+        run = StepRun(self.turn, step, self._prompt(step), self._allocation[step.id])
         if missing := next((record for record in inputs if record["output"] is None), None):
-            return StepRun(self.turn, step, "", chosen).record(missing["stopped"]), chosen
-        run = StepRun(self.turn, step, self._prompt(step), chosen)
-        record = yield from run.solve()
+            record = run.record(missing["stopped"])
+        else:
+            record = yield from run.solve()
         self.turn.emit({"event": "step"} | record)
-        return record, run.chosen
+        self._results[step.id] = StepResult(step=record, chosen=run.chosen, bill=bill)
+        return self._results[step.id]
 
-    def finish(
-        self, step: str, record: StepRecord, chosen: Chosen, bill: list[Entry]
-    ) -> StepResult:
-        result = StepResult(step=record, chosen=chosen, bill=bill)
-        self._results[step] = result
-        return result
-
-    def accept(self, step: str, result: StepResult) -> None:
-        """Take over a task's result; one from the checkpoint goes on the meter, once."""
-        record = result["step"]
-        if record["id"] != step or record["text"] != self.steps[step].text:
-            raise CheckpointError(f"another step's output is where that of {step} should be")
+    def accept(self, step: str, result: object) -> None:
+        """Take over the result of a task, which may come from a checkpoint."""
         with self._lock:
             if step not in self._results:
-                self.turn.meter.charge(total(result["bill"]), len(result["bill"]))
-                self._results[step] = result
+                self._results[step] = found = _read(result)
+                self.turn.meter.charge(total(found["bill"]), len(found["bill"]))
+        record = self._results[step]["step"]
+        if record["id"] != step or record["text"] != self.steps[step].text:
+            raise CheckpointError(f"another step's output is where that of {step} should be")
 
     def collect(self) -> dict[str, StepResult]:
         """All results in plan order; raises the first error there is."""
@@ -93,15 +89,23 @@ class Board:
             raise error
         for step, future in self.futures.items():
             self.accept(step, future.result())
-            prompt = self._results[step]["step"]["prompt"]
-            if prompt and prompt != self._prompt(self.steps[step]):
+            if self._results[step]["step"]["prompt"] != self._prompt(self.steps[step]):
                 raise CheckpointError(f"step {step} was run with other inputs than there are")
         return {step: self._results[step] for step in self.steps}
 
     def _prompt(self, step: Subtask) -> str:
-        results = self._results
-        outputs = {needed: results[needed]["step"]["output"] or "" for needed in step.depends_on}
-        return fill(step.text, outputs)
+        inputs = {needed: self._results[needed]["step"]["output"] for needed in step.depends_on}
+        return fill(step.text, {needed: output or "" for needed, output in inputs.items()})
+
+
+_RESULT = TypeAdapter(StepResult)
+
+
+def _read(result: object) -> StepResult:
+    try:
+        return _RESULT.validate_python(result)
+    except ValidationError:
+        raise CheckpointError("a step's result is not of the right form") from None
 
 
 # The tasks' only argument is the id of their step: arguments show in streams and traces.
@@ -113,8 +117,7 @@ def _run_step(step: str) -> StepResult:
     for needed in board.steps[step].depends_on:
         board.accept(needed, board.futures[needed].result())
     door = board.turn.open_door()
-    record, chosen = drive(board.solve(board.steps[step]), door)
-    return board.finish(step, record, chosen, door.bill)
+    return drive(board.solve(board.steps[step], door.bill), door)
 
 
 async def _arun_step(step: str) -> StepResult:
@@ -122,8 +125,7 @@ async def _arun_step(step: str) -> StepResult:
     for needed in board.steps[step].depends_on:
         board.accept(needed, await board.futures[needed])
     door = board.turn.open_door()
-    record, chosen = await adrive(board.solve(board.steps[step]), door)
-    return board.finish(step, record, chosen, door.bill)
+    return await adrive(board.solve(board.steps[step], door.bill), door)
 
 
 _run_step.__name__ = _arun_step.__name__ = "step"  # what streams and traces call them

@@ -155,7 +155,7 @@ def create_r2_graph(
     defaults = Defaults(
         pool=main,
         pools=known,
-        quality=quality,
+        quality=float(quality),
         budget=settings.budget_usd,
         limits=limits or Limits(),
     )

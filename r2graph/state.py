@@ -38,7 +38,7 @@ StopReason = Literal[
     "verified",  # every check that could be made was passed, and at least one was made
     "unverified",  # nothing spoke against the answer, and nothing for it
     "attempts",  # a step failed its check on every model it was tried on
-    "rounds",  # the answer was rejected, and no further plan is allowed
+    "rounds",  # the answer was rejected, and no further plan is allowed or to be had
     "budget",  # the next call could have passed `budget_usd`
     "deadline",  # `deadline_s` is over
     "calls",  # `max_calls` were made

@@ -65,11 +65,8 @@ class StepRun:
             self.prompt, reply.text, member, reply, messages=messages, step=self.step.id
         )
         verdict = yield from self.turn.check(attempt, verifier)
-        record["ok"], record["reason"], record["score"] = (
-            verdict.ok,
-            verdict.reason,
-            verdict.score,
-        )
+        record["ok"], record["reason"] = verdict.ok, verdict.reason
+        record["score"] = verdict.score
         return verdict.ok is not False
 
     def _enter(self, member: str, reply: Reply | None, reason: str) -> AttemptRecord:

@@ -137,6 +137,16 @@ def pool_of(*chats: BaseChatModel, language: str = "test", **fields: Any) -> Mod
     return ModelPool(name="fakes", members=tuple(members), language=language, **fields)
 
 
+class ListeningChat(FakeChat):
+    """Keeps the texts of all messages of each request."""
+
+    heard: list[list[str]] = Field(default_factory=list)
+
+    def _result(self, messages: list[BaseMessage], options: dict[str, Any]) -> ChatResult:
+        self.heard.append([str(message.text) for message in messages])
+        return super()._result(messages, options)
+
+
 class MeetingChat(FakeChat):
     """Echoes; before it answers some prompts it waits until others have been asked.
 

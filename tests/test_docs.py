@@ -1,18 +1,21 @@
-"""What the README shows works: its commands exist and its Python prints what it says."""
+"""What the README shows works: commands exist, pool files load, Python prints what it says."""
 
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
+from r2graph import load_pool
 from r2graph.cli import app
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"^```([^\n]+)\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
 SHELL_LINES = [line for fence, body in BLOCKS if fence == "bash" for line in body.splitlines()]
 PYTHON_BLOCKS = [body for fence, body in BLOCKS if fence == "python run"]
+POOL_FILES = [body for fence, body in BLOCKS if fence == "yaml"]
 
 
 def commands(program: str) -> list[str]:
@@ -39,6 +42,11 @@ def test_python_in_the_readme_prints_what_its_comments_say(
 ) -> None:
     exec(compile(body, "README.md", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out.splitlines() == re.findall(r"^print\(.*# (.*)$", body, re.M)
+
+
+@pytest.mark.parametrize("body", POOL_FILES)
+def test_a_pool_file_in_the_readme_loads(body: str) -> None:
+    assert len(load_pool(yaml.safe_load(body))) >= 2
 
 
 def test_links_in_the_documents_lead_to_files() -> None:

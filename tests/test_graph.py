@@ -33,6 +33,7 @@ from r2graph.state import R2Output
 from r2graph.verify import Attempt, CallableVerifier, JudgeVerifier
 from tests.fakes import (
     FakeChat,
+    ListeningChat,
     MeetingChat,
     Planned,
     ProviderError,
@@ -139,6 +140,8 @@ async def test_the_bill_says_how_much_stayed_on_the_device(run: Invoke) -> None:
     assert (await run(create_r2_graph(pool, decomposer=plan, allocator=where), "q"))[
         "local_share"
     ] == 0.75
+    half_done = create_r2_graph(pool, decomposer=plan, allocator=where, limits=Limits(max_calls=1))
+    assert (await run(half_done, "q"))["local_share"] == 1.0
     private = create_r2_graph(pool, decomposer=plan, local_only=True)
     assert (await run(private, "q"))["local_share"] == 1.0
     with pytest.raises(ConfigError, match="no local member"):
@@ -531,6 +534,19 @@ async def test_a_rejected_answer_is_kept_when_a_limit_stops_its_successor(run: I
     assert (result["answer"], result["stop_reason"]) == ("[a]", "calls")
 
 
+async def test_steps_of_a_plan_that_was_given_up_do_not_answer_for_the_next(run: Invoke) -> None:
+    graph = graph_of(
+        echo(),
+        decomposer=Planned("s1: a", "s1: b\nanswer: new {s1}"),
+        allocator=CheckpointAllocator(member("chooser", scripted("m1"))),
+        answer_verifier=accepts("new [b]"),
+        limits=Limits(max_calls=2),
+    )
+    result = await run(graph, "q")
+    assert (result["answer"], result["stop_reason"]) == ("[a]", "calls")
+    assert result["steps"] == {}
+
+
 async def test_runs_side_by_side_keep_their_own_books() -> None:
     graph = graph_of(echo(delay_s=0.001))
     results = await asyncio.gather(*(graph.ainvoke(f"q{i}") for i in range(50)))
@@ -653,28 +669,20 @@ async def test_a_sure_answer_to_a_simple_query_takes_one_call(run: Invoke) -> No
     assert (len(weak.calls), len(strong.calls)) == (1, 0)
 
 
-async def test_what_was_said_before_reaches_the_steps(run: Invoke) -> None:
-    seen: list[list[str]] = []
-
-    class Listening(FakeChat):
-        def _result(self, messages: Any, options: Any) -> Any:
-            seen.append([message.text for message in messages])
-            return super()._result(messages, options)
-
-    talk = [
-        ("system", "Be brief."),
-        ("user", "Norway?"),
-        ("ai", "A country."),
-        ("user", "Capital?"),
-    ]
-    await run(natural(Listening(answer=lambda _: "Oslo")), {"messages": talk})
-    assert seen == [["Be brief.", "Norway?", "A country.", "Capital?"]]
+TALK = {"messages": [("system", "Be brief."), ("user", "1?"), ("ai", "One."), ("user", "2?")]}
 
 
-async def test_a_trained_language_gets_its_query_alone(run: Invoke) -> None:
-    chat = echo()
-    talk = {"messages": [("user", "before"), ("ai", "so"), ("user", "now")]}
-    assert (await run(create_r2_graph(pool_of(chat)), talk))["answer"] == "[now]"
+@pytest.mark.parametrize(
+    ("language", "heard"),
+    [("any", ["Be brief.", "1?", "One.", "2?"]), ("test", ["2?"])],
+    ids=["general models", "models of a trained language"],
+)
+async def test_what_was_said_before_reaches_those_who_understand_it(
+    run: Invoke, language: str, heard: list[str]
+) -> None:
+    chat = ListeningChat(answer=lambda _: "Two.")
+    await run(create_r2_graph(pool_of(chat, language=language)), TALK)
+    assert chat.heard == [heard]
 
 
 async def test_a_model_that_refuses_log_probabilities_still_answers(run: Invoke) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,16 @@ from r2graph.errors import CheckpointError, ModelCallError, PlanError, UnknownMo
 from r2graph.graph import R2Graph, create_r2_graph
 from r2graph.limits import Limits
 from r2graph.verify import Attempt, CallableVerifier
-from tests.fakes import FakeChat, Planned, ProviderError, echo, member, pool_of, scripted
+from tests.fakes import (
+    FakeChat,
+    ListeningChat,
+    Planned,
+    ProviderError,
+    echo,
+    member,
+    pool_of,
+    scripted,
+)
 
 THREAD: RunnableConfig = {"configurable": {"thread_id": "1"}}
 FAN = "s1: a\ns2: b\ns3: c\ns4: {s1} {s2} {s3}"
@@ -155,7 +164,7 @@ KILLED = """
 import os
 from langgraph.checkpoint.sqlite import SqliteSaver
 from r2graph.graph import create_r2_graph
-from tests.fakes import FakeChat, Planned, pool_of
+from tests.fakes import FakeChat, ListeningChat, Planned, pool_of
 
 def answer(text):
     if text.startswith("c "):
@@ -204,18 +213,11 @@ async def test_two_turns_on_a_thread_keep_their_own_books(
 async def test_a_second_turn_can_refer_to_the_first(
     run: Any, saver: BaseCheckpointSaver[Any]
 ) -> None:
-    heard: list[list[str]] = []
-
-    class Listening(FakeChat):
-        def _result(self, messages: Any, options: Any) -> Any:
-            heard.append([message.text for message in messages])
-            return super()._result(messages, options)
-
-    chat = Listening(answer=lambda _: "so")
+    chat = ListeningChat(answer=lambda _: "so")
     graph = create_r2_graph(pool_of(chat, language="any"), checkpointer=saver)
     await run(graph, {"messages": [("system", "Be brief."), ("user", "one")]})
     await run(graph, "two")
-    assert heard[-1] == ["Be brief.", "one", "so", "two"]
+    assert chat.heard[-1] == ["Be brief.", "one", "so", "two"]
 
 
 async def test_a_new_turn_after_a_crash_starts_afresh(
@@ -270,6 +272,43 @@ async def _history(graph: R2Graph, saver: BaseCheckpointSaver[Any]) -> AsyncIter
     else:
         for found in graph.get_state_history(THREAD):
             yield found
+
+
+def tamper(saver: InMemorySaver, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Edit the recorded result of each finished step."""
+    for writes in saver.writes.values():
+        for key, (task, channel, value, path) in writes.items():
+            if channel == "__return__":
+                result = saver.serde.loads_typed(value)
+                edit(result["step"])
+                writes[key] = (task, channel, saver.serde.dumps_typed(result), path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"s1": {"id": "s2"}, "s2": {"id": "s1"}},
+        {"s1": {"text": "another"}},
+        {"s1": {"output": "another"}},
+        {"s2": {"prompt": "b another"}},
+        {"s1": {"attempts": "none"}},
+    ],
+    ids=str,
+)
+def test_a_result_that_is_not_the_steps_own_is_never_used(change: dict[str, Any]) -> None:
+    saver, check = InMemorySaver(), Crashing("[c]")
+    graph = create_r2_graph(
+        pool_of(echo()),
+        decomposer=Planned("s1: a\ns2: b {s1}\ns3: c"),
+        verifier=CallableVerifier(check),
+        checkpointer=saver,
+    )
+    with pytest.raises(CrashError):
+        graph.invoke("q", THREAD)
+    check.outputs = ()
+    tamper(saver, lambda step: step.update(change.get(step["id"], {})))
+    with pytest.raises(CheckpointError):
+        graph.invoke(None, THREAD)
 
 
 # A human, or a program, may edit the state between nodes.

@@ -64,7 +64,11 @@ THRESHOLD: Stage = (
     RUNS / "threshold.json",
     ["training.threshold", "--pool", str(RUNS), "--out", str(RUNS)],
 )
-FINISH = [router_data("allocator"), fine_tune("allocator", RUNS / ALLOCATOR_BASE), THRESHOLD]
+FINISH = [
+    router_data("allocator"),
+    fine_tune("allocator", RUNS / ALLOCATOR_BASE, "--epochs", "3", *FAST),
+    THRESHOLD,
+]
 
 
 def run(stages: list[Stage], progress: Progress) -> None:

@@ -3,8 +3,8 @@ allocator.
 
     python -m training.router_data --pool runs/lab --out runs/lab
 
-Writes `decomposer.jsonl`, `decomposer-arith.jsonl`, `allocator.jsonl` (TRL's conversational prompt/completion form), and
-`search.json`: what the grouped search found on the way.
+Writes `decomposer.jsonl`, `decomposer-arith.jsonl`, `allocator.jsonl` (TRL's conversational
+prompt/completion form), and `search.json`: what the grouped search found on the way.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PLANS = {
     # A second course: precedence takes a small planner longer than the rest.
     "decomposer-arith": {"scan": 13_576, "arith": 220_000, "geo": 30_000},
 }
-ALLOCATIONS = {"scan": 1_000, "arith": 10_000, "geo": 10_000}
+ALLOCATIONS = {"scan": 400, "arith": 7_000, "geo": 9_000}
 LEVELS_PER_PLAN = 2
 SEARCHED = 500  # tasks of each family
 

@@ -62,8 +62,15 @@ library_name: transformers
 # {module} of the r2graph lab's router
 
 `{base}` of the lab's pool, fine-tuned with TRL's `SFTTrainer` (`python -m training.sft`, part of
-`make lab`; seed 1) on {rows:,} rows of `training/router_data.py` (sha256 {sha256}). {purpose}
+`make lab`; seed 1)
+on {rows:,} rows of `training/router_data.py` ({courses}; sha256 in `router.yaml`).
+{purpose}
 """
+# Base and courses of fine-tuning of each module.
+MODULES = {
+    "decomposer": (DECOMPOSER_BASE, ("decomposer", "decomposer-arith")),
+    "allocator": (ALLOCATOR_BASE, ("allocator",)),
+}
 PURPOSE = {
     "decomposer": "Asked `plan: QUERY`, it writes the plan in r2graph's plan language.",
     "allocator": "Asked `q9` and a line for each subtask, it writes a slot for each, `m1` to `m9`.",
@@ -100,18 +107,19 @@ def main() -> None:
 def ship_router(runs: Path) -> None:
     target = PACKAGE / "lab/artefacts/router"
     digests, prices = hashlib.sha256(), {}
-    for module, base in (("decomposer", DECOMPOSER_BASE), ("allocator", ALLOCATOR_BASE)):
-        data = (runs / f"{module}.jsonl").read_bytes()
-        digests.update(data)
-        copy_model(runs / "router" / module, target / module)
+    for module, (base, courses) in MODULES.items():
+        texts = [(runs / f"{course}.jsonl").read_bytes() for course in courses]
+        for text in texts:
+            digests.update(text)
+        copy_model(runs / "router" / courses[-1], target / module)
         parameters = json.loads((runs / base / "training.json").read_text())["parameters"]
         price = f"{parameters / 1e6:.6f}"
         prices[module] = {"input_per_mtok": price, "output_per_mtok": price}
         card = ROUTER_CARD.format(
             module=module,
             base=base,
-            rows=data.count(b"\n"),
-            sha256=hashlib.sha256(data).hexdigest(),
+            rows=sum(text.count(b"\n") for text in texts),
+            courses=" and ".join(f"`{course}.jsonl`" for course in courses),
             purpose=PURPOSE[module],
         )
         (target / module / "README.md").write_text(card)

@@ -13,7 +13,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from itertools import accumulate
 from random import Random
@@ -141,16 +141,17 @@ def _about_pair(attribute: str, first: str, second: str) -> Task:
 def _patterns() -> list[tuple[re.Pattern[str], Callable[..., Task]]]:
     """Each question form as a pattern and what builds its task from the matched names."""
     found: list[tuple[re.Pattern[str], Callable[..., Task]]] = []
+
+    def add(form: str, tail: str, build: Callable[..., Task]) -> None:
+        pattern = re.escape(form).replace(r"\{\}", tail)
+        found.append((re.compile(pattern), build))
+
     for attribute, form in ATTRIBUTES.items():
-        tails = {"where (.+) is": lambda city, a=attribute: _about_place(a, city)}
+        add(form, "where (.+) is", partial(_about_place, attribute))
         for key in KEYS:
-            tails[f"whose {key} is (.+)"] = lambda v, a=attribute, k=key: _about_key(k, a, v)
-        for tail, build in tails.items():
-            head, mark = form.split("{}")
-            found.append((re.compile(re.escape(head) + tail + re.escape(mark)), build))
+            add(form, f"whose {key} is (.+)", partial(_about_key, key, attribute))
     for attribute, form in PAIRS.items():
-        pattern = re.escape(form).replace(r"\{\}", "(.+)")
-        found.append((re.compile(pattern), lambda x, y, a=attribute: _about_pair(a, x, y)))
+        add(form, "(.+)", partial(_about_pair, attribute))
     return found
 
 
@@ -158,8 +159,9 @@ _PATTERNS = _patterns()
 
 
 def task(question: str) -> Task:
-    """The task of one question; `ValueError` if its form is not of the family, `KeyError` if a name
-    is not in the facts.
+    """The task of one question.
+
+    Raises `ValueError` if its form is not of the family, `KeyError` if a name is not in the facts.
     """
     for pattern, build in _PATTERNS:
         match = pattern.fullmatch(question)

@@ -8,6 +8,8 @@ from r2graph.errors import EmptyQueryError, UnsupportedQueryError
 from r2graph.lab import arith, geo, scan
 from r2graph.lab.task import Task
 
+FAMILIES = (scan.task, arith.task, geo.task)
+
 
 def task(query: str) -> Task:
     """The task of a query in the lab's language; `EmptyQueryError` or `UnsupportedQueryError` for
@@ -16,9 +18,9 @@ def task(query: str) -> Task:
     text = _fold(query)
     if not text:
         raise EmptyQueryError
-    for family in (scan, arith, geo):
+    for family in FAMILIES:
         try:
-            return family.task(text)
+            return family(text)
         except ValueError:
             continue
         except KeyError:

@@ -51,11 +51,11 @@ class Engine:
         config = self._model.config
         self._context: int = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
         self._queue: Queue = SimpleQueue()
-        self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._encoding = threading.Lock()  # sanitizing switches the tokenizer's mode for a moment
         self._prompt([{"role": "user", "content": "?"}])  # compile the template here and now
-        weakref.finalize(self, self._queue.put, None)
+        self._threads: list[threading.Thread] = []
+        weakref.finalize(self, close, self._queue, self._threads)
 
     def __reduce__(self) -> tuple[Callable[..., Engine], tuple[Any, ...]]:
         """A copy, or another process, opens the directory for itself."""
@@ -104,12 +104,21 @@ class Engine:
 
     def _start(self) -> None:
         with self._starting:
-            if self._thread is None or not self._thread.is_alive():  # a fork leaves a dead one
+            if not any(thread.is_alive() for thread in self._threads):  # a fork leaves a dead one
                 work = (self._model, self._queue, self._origin[-1])
-                self._thread = threading.Thread(
+                thread = threading.Thread(
                     target=serve, args=work, name="r2graph-local", daemon=True
                 )
-                self._thread.start()
+                self._threads[:] = [thread]
+                thread.start()
+
+
+def close(queue: Queue, threads: list[threading.Thread]) -> None:
+    """End an engine's thread and see it end: torch aborts the process if it exits under a step."""
+    queue.put(None)
+    for thread in threads:
+        if thread is not threading.current_thread():
+            thread.join(timeout=10)
 
 
 @torch.inference_mode()
