@@ -29,7 +29,7 @@ class Limits(BaseModel):
     """Plans: the first, and new ones after an answer was rejected."""
     max_steps: Annotated[int, Field(gt=0, le=MAX_SUBTASKS)] = MAX_SUBTASKS
     """Subtasks of one plan."""
-    max_attempts_per_step: Annotated[int, Field(gt=0)] = 4
+    max_attempts_per_step: Annotated[int, Field(gt=0)] = 9
     """Models tried for one subtask before its last output is taken as it is."""
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 120.0
     """Seconds for the run; a resumed run gets them anew."""

@@ -1,10 +1,10 @@
-"""Choose the router's confidence threshold on recorded outcomes of training tasks.
+"""Choose the router's confidence threshold on training queries that it was not trained on.
 
     python -m training.threshold --pool runs/lab --out runs/lab
 
-A step starts on its label's slot and moves up while the mean log-probability of its output is below
-the threshold, as the graph does. The threshold is the one with the lowest cost among those whose
-accuracy is within `SLACK` of the best.
+The trained allocator chooses a slot for each step of oracle plans at the default quality; a step
+moves up while the mean log-probability of its output is below the threshold, as in the graph. Of
+the thresholds whose accuracy on whole tasks is within `SLACK` of the best, the cheapest is taken.
 """
 
 from __future__ import annotations
@@ -12,17 +12,22 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from r2graph.limits import Limits
-from training.labels import Chances
+from r2graph.local.engine import open_engine
+from r2graph.local.generation import Options
 from training.outcomes import MODELS, Outcomes
-from training.router_data import ALLOCATION_SEED, ALLOCATIONS, training_queries
+from training.router_data import training_queries
 
+TASKS = 700  # of arith and of geo; every phrase of scan is certain
+SEED = 4
 QUALITY_LEVEL = 9
-SLACK = 0.002
-CANDIDATES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.4, 1.0)
+SLACK = 0.005
+CANDIDATES = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
+
+Climb = tuple[bool, int]  # whether the step is right in the end, and what it cost
 
 
 def main() -> None:
@@ -30,48 +35,56 @@ def main() -> None:
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    outcomes = Outcomes(arguments.pool, arguments.out / "outcomes.jsonl")
-    tasks = [
-        task
-        for family, n in ALLOCATIONS.items()
-        for task in islice(training_queries(family, ALLOCATION_SEED), n)
-    ]
-    chances = Chances(tasks, outcomes)
-    price = {
-        model: json.loads((arguments.pool / model / "training.json").read_text())["parameters"]
+    outcomes = Outcomes(arguments.pool, arguments.out / "heldout.jsonl")
+    tasks = [task for f in ("arith", "geo") for task in islice(training_queries(f, SEED), TASKS)]
+    steps = [[(prompt, output) for _, prompt, output in task.steps()] for task in tasks]
+    prompts = list(dict.fromkeys(prompt for each in steps for prompt, _ in each))
+    outcomes.fill(prompts)
+    slots = allocated(arguments.out / "router/allocator", prompts)
+    prices = [
+        json.loads((arguments.pool / model / "training.json").read_text())["parameters"]
         for model in MODELS
-    }
-    steps = [
-        (prompt, output, chances.label(prompt, QUALITY_LEVEL))
-        for task in tasks
-        for _, prompt, output in task.steps()
     ]
-    attempts = Limits().max_attempts_per_step
+
+    def climb(prompt: str, output: str, threshold: float) -> Climb:
+        cost = 0
+        for model, price in list(zip(MODELS, prices, strict=True))[slots[prompt] - 1 :]:
+            outcome = outcomes.get(model, prompt)
+            cost += outcome.tokens * price
+            if math.log(outcome.confidence) >= threshold:
+                break
+        return outcome.text.split() == output.split(), cost
+
     table = []
-    for candidate in CANDIDATES:
-        right, cost = 0, 0
-        for prompt, output, slot in steps:
-            for attempt in range(slot, min(slot + attempts, len(MODELS) + 1)):
-                outcome = outcomes.get(MODELS[attempt - 1], prompt)
-                cost += outcome.tokens * price[outcome.model]
-                if math.log(outcome.confidence) >= -candidate:
-                    break
-            right += outcome.text.split() == output.split()
-        table.append(
-            {
-                "threshold": -candidate,
-                "accuracy": round(right / len(steps), 4),
-                "usd_per_1000_steps": round(cost / len(steps) / 1e9, 6),
-            }
-        )
-        print(table[-1], flush=True)
+    for threshold in (-candidate for candidate in CANDIDATES):
+        climbs = [[climb(*step, threshold) for step in each] for each in steps]
+        right = sum(all(ok for ok, _ in each) for each in climbs)
+        cost = sum(cost for each in climbs for _, cost in each)
+        row = {
+            "threshold": threshold,
+            "accuracy": round(right / len(tasks), 4),
+            "usd_per_1000_tasks": round(cost / len(tasks) / 1e9, 6),
+        }
+        print(row, flush=True)
+        table.append(row)
     best = max(row["accuracy"] for row in table)
-    chosen = min(
-        (row for row in table if row["accuracy"] >= best - SLACK),
-        key=lambda row: row["usd_per_1000_steps"],
-    )
+    enough = [row for row in table if row["accuracy"] >= best - SLACK]
+    chosen = min(enough, key=lambda row: row["usd_per_1000_tasks"])
     text = json.dumps({"threshold": chosen["threshold"], "table": table}, indent=1)
     (arguments.out / "threshold.json").write_text(text + "\n")
+
+
+def allocated(allocator: Path, prompts: Sequence[str]) -> dict[str, int]:
+    """The allocator's slot for each prompt; what does not read as one starts on slot 1."""
+    engine = open_engine(str(allocator), "auto", "float32", 128)
+    asked = {
+        prompt: engine.submit(
+            [{"role": "user", "content": f"q{QUALITY_LEVEL}\ns1: {prompt}"}], Options(max_tokens=1)
+        )
+        for prompt in prompts
+    }
+    texts = {prompt: future.result().text for prompt, future in asked.items()}
+    return {p: MODELS.index(t) + 1 if t in MODELS else 1 for p, t in texts.items()}
 
 
 if __name__ == "__main__":
