@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -154,7 +153,7 @@ class MeetingChat(FakeChat):
     """
 
     waits_for: Mapping[str, str]
-    asked: dict[str, threading.Event] = Field(default_factory=lambda: defaultdict(threading.Event))
+    asked: dict[str, threading.Event] = Field(default_factory=dict)
 
     def _generate(
         self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **options: Any
@@ -169,9 +168,13 @@ class MeetingChat(FakeChat):
         return self._result(messages, options)
 
     def _meet(self, prompt: str) -> None:
-        self.asked[prompt].set()
-        if prompt in self.waits_for and not self.asked[self.waits_for[prompt]].wait(10):
+        self._event(prompt).set()
+        if prompt in self.waits_for and not self._event(self.waits_for[prompt]).wait(10):
             raise TimeoutError
+
+    def _event(self, prompt: str) -> threading.Event:
+        # `setdefault` is atomic; a defaultdict hands two threads an event each.
+        return self.asked.setdefault(prompt, threading.Event())
 
 
 class Planned(Decomposer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from itertools import pairwise
@@ -300,12 +301,13 @@ async def test_twelve_steps_can_run_at_the_same_time(run: Invoke) -> None:
 async def test_few_calls_at_once_do_not_lock_a_run_up(
     run: Invoke, at_once: int, modes: Any
 ) -> None:
-    running, most = 0, 0
+    running, most, lock = 0, 0, threading.Lock()
 
     class Counting(FakeChat):
         def _result(self, messages: Any, options: Any) -> Any:
             nonlocal running
-            running -= 1
+            with lock:
+                running -= 1
             return super()._result(messages, options)
 
         def _generate(self, messages: Any, *args: Any, **options: Any) -> Any:
@@ -318,8 +320,9 @@ async def test_few_calls_at_once_do_not_lock_a_run_up(
 
     def enter() -> None:
         nonlocal running, most
-        running += 1
-        most = max(most, running)
+        with lock:
+            running += 1
+            most = max(most, running)
 
     chat = Counting(answer=lambda text: f"[{text}]", delay_s=0.01)
     plan = "\n".join(["s1: a", *(f"s{n}: b" for n in range(2, 8)), "s8: {s1} {s7}"])
