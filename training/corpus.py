@@ -5,13 +5,16 @@ tokenised once.
 
 Subtasks come from the oracle plans of training queries, so that what a plan can ask has been seen.
 A row is a prompt and a completion; rows are kept by bucket `(family, form)` and mixed at training
-time (`MIXTURE`).
+time (`MIXTURE`). Operations have a bucket for each kind, for what is rare among the steps of
+queries (four digits, two by two) is what takes longest to learn.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from random import Random
 
@@ -24,39 +27,60 @@ from training.tokenizer import build
 
 DRAWS = 300_000  # training queries of arith and of geo
 SEED = 1
+DRAW = {"arith": arith.draw, "geo": geo.draw}
 # Share of training rows by bucket. Subtasks most: they are what the pool is asked in the end.
 MIXTURE = {
-    ("arith", "subtask"): 0.27,
-    ("arith", "plan"): 0.06,
-    ("arith", "whole"): 0.08,
+    ("arith", "+- 1"): 0.03,
+    ("arith", "+- 2"): 0.08,
+    ("arith", "+- 3"): 0.07,
+    ("arith", "+- 4"): 0.06,
+    ("arith", "* 1x1"): 0.03,
+    ("arith", "* 2x1"): 0.05,
+    ("arith", "* 2x2"): 0.05,
+    ("arith", "plan"): 0.04,
+    ("arith", "whole"): 0.06,
     ("arith", "think"): 0.05,
     ("geo", "subtask"): 0.27,
-    ("geo", "plan"): 0.04,
-    ("geo", "whole"): 0.07,
+    ("geo", "plan"): 0.03,
+    ("geo", "whole"): 0.06,
     ("geo", "think"): 0.03,
-    ("scan", "subtask"): 0.03,
-    ("scan", "plan"): 0.03,
-    ("scan", "whole"): 0.05,
+    ("scan", "subtask"): 0.02,
+    ("scan", "plan"): 0.02,
+    ("scan", "whole"): 0.03,
     ("scan", "think"): 0.02,
 }
+Arrays = dict[str, np.ndarray]
 
 
-def target(family: str, output: str) -> str:
-    """What the model should write for `output`: numbers of arith are preceded by hidden digits,
-    last first.
+def target(family: str, prompt: str, output: str) -> str:
+    """What the model should write for `output`. Numbers of arith are preceded by hidden digits,
+    last first; those of a two-by-two product by the products with ones and tens before them.
     """
     if family != "arith":
         return output
-    return "".join(f"<{character}>" for character in reversed(output)) + output
+    return "<|>".join(map(_scratch, [*_partial_products(prompt), output])) + output
+
+
+def _scratch(number: str) -> str:
+    return "".join(f"<{character}>" for character in reversed(number))
+
+
+def _partial_products(prompt: str) -> list[str]:
+    """`376, 282` for `47 * 68`; none for any other operation, or for more than one."""
+    a, op, b, *more = [*prompt.split(), "", ""]
+    if more != ["", ""] or op != "*" or min(arith.digits(int(a)), arith.digits(int(b))) < 2:
+        return []
+    tens, ones = divmod(abs(int(b)), 10)
+    return [str(abs(int(a)) * ones), str(abs(int(a)) * tens)]
 
 
 def worked(task: Task) -> str:
     """Plan, step answers and final answer in one text (what `think:` asks for)."""
     lines = [
-        _append(f"{step.id}: {prompt} ->", target(task.family, output))
+        _append(f"{step.id}: {prompt} ->", target(task.family, prompt, output))
         for step, (_, prompt, output) in zip(task.plan.subtasks, task.steps(), strict=True)
     ]
-    return "\n".join([*lines, _append("answer:", target(task.family, task.answer))])
+    return "\n".join([*lines, _append("answer:", target(task.family, task.query, task.answer))])
 
 
 def _append(text: str, completion: str) -> str:
@@ -67,25 +91,50 @@ def _append(text: str, completion: str) -> str:
 
 
 def rows(task: Task) -> Iterator[tuple[str, str, str]]:
-    """`(form, prompt, completion)` for one task."""
-    for _, prompt, output in task.steps():
-        yield "subtask", prompt, target(task.family, output)
+    """`(form, prompt, completion)` for one task; the form of an operation is its kind."""
+    for kind, prompt, output in task.steps():
+        form = kind if task.family == "arith" else "subtask"
+        yield form, prompt, target(task.family, prompt, output)
     yield "plan", f"plan: {task.query}", render_text(task.plan)
-    yield "whole", task.query, target(task.family, task.answer)
+    yield "whole", task.query, target(task.family, task.query, task.answer)
     yield "think", f"think: {task.query}", worked(task)
 
 
-def training_tasks(draws: int = DRAWS, seed: int = SEED) -> Iterator[Task]:
-    """Every training command of SCAN once; `draws` training queries of arith and of geo."""
-    yield from scan.split("train")
-    for draw in (arith.draw, geo.draw):
-        rng = Random(seed)
-        kept = 0
-        while kept < draws:
-            task = draw(rng)
-            if not is_test(task.query):
-                kept += 1
-                yield task
+def training_tasks(family: str, draws: int = DRAWS, seed: int = SEED) -> Iterator[Task]:
+    """Every training command of SCAN once, or `draws` training queries of arith or of geo."""
+    if family == "scan":
+        yield from scan.split("train")
+        return
+    rng = Random(seed)
+    kept = 0
+    while kept < draws:
+        task = DRAW[family](rng)
+        if not is_test(task.query):
+            kept += 1
+            yield task
+
+
+def tokenised(family: str, draws: int) -> Arrays:
+    """Tokens, prompt lengths and row lengths of a family, by bucket."""
+    texts: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for task in training_tasks(family, draws):
+        for form, prompt, completion in rows(task):
+            texts[form].append((f"<s>{prompt}<sep>", f"{completion}</s>"))
+    encode = build().backend_tokenizer.encode_batch_fast
+    arrays: Arrays = {}
+    for form, pairs in texts.items():
+        prompts, completions = (
+            [encoding.ids for encoding in encode(list(side), add_special_tokens=False)]
+            for side in zip(*pairs, strict=True)
+        )
+        both = [p + c for p, c in zip(prompts, completions, strict=True)]
+        name = f"{family}-{form}"
+        arrays[f"{name}-tokens"] = np.concatenate([np.array(ids, dtype=np.uint8) for ids in both])
+        arrays[f"{name}-prompt"] = np.array([len(ids) for ids in prompts], dtype=np.uint8)
+        arrays[f"{name}-length"] = np.array([len(ids) for ids in both], dtype=np.uint8)
+        mean = arrays[f"{name}-length"].mean()
+        print(f"{name:14} {len(pairs):9,} rows, {mean:5.1f} tokens a row", flush=True)
+    return arrays
 
 
 def main() -> None:
@@ -93,34 +142,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--draws", type=int, default=DRAWS)
     arguments = parser.parse_args()
-    tokenizer = build()
-    texts: dict[tuple[str, str], list[tuple[str, str]]] = {bucket: [] for bucket in MIXTURE}
-    for task in training_tasks(arguments.draws):
-        for form, prompt, completion in rows(task):
-            texts[task.family, form].append((prompt, completion))
-    arrays: dict[str, np.ndarray] = {}
-    for (family, form), pairs in texts.items():
-        prompts = _ids(tokenizer, [f"<s>{prompt}<sep>" for prompt, _ in pairs])
-        completions = _ids(tokenizer, [f"{completion}</s>" for _, completion in pairs])
-        name = f"{family}-{form}"
-        arrays[f"{name}-tokens"] = np.concatenate(
-            [np.array(p + c, dtype=np.uint8) for p, c in zip(prompts, completions, strict=True)]
-        )
-        arrays[f"{name}-prompt"] = np.array([len(p) for p in prompts], dtype=np.uint8)
-        arrays[f"{name}-length"] = np.array(
-            [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], dtype=np.uint8
-        )
-        mean = arrays[f"{name}-length"].mean()
-        print(f"{name:14} {len(pairs):9,} rows, {mean:5.1f} tokens a row", flush=True)
+    families = list(dict.fromkeys(family for family, _ in MIXTURE))
+    arrays: Arrays = {}
+    with ProcessPoolExecutor() as processes:
+        for made in processes.map(tokenised, families, [arguments.draws] * len(families)):
+            arrays |= made
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(arguments.out, **arrays)
-
-
-def _ids(tokenizer, texts: list[str]) -> list[list[int]]:
-    ids: list[list[int]] = []
-    for start in range(0, len(texts), 10_000):
-        ids += tokenizer(texts[start : start + 10_000], add_special_tokens=False)["input_ids"]
-    return ids
 
 
 if __name__ == "__main__":

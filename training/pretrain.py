@@ -23,6 +23,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from training.corpus import MIXTURE
+from training.forward import new_loss
 from training.tokenizer import SIZE, build
 
 ROWS_PER_CHUNK = 8_192  # rows sorted by length together before they are cut into batches
@@ -42,15 +43,15 @@ class Size:
 
 
 SIZES = {
-    "m1": Size(8, 16, 1, 2, 6_000, 1.5e-2),
-    "m2": Size(16, 24, 1, 2, 6_000, 1.5e-2),
-    "m3": Size(24, 48, 1, 2, 6_000, 1.2e-2),
-    "m4": Size(32, 64, 2, 1, 9_000, 1e-2),
-    "m5": Size(48, 96, 2, 2, 19_000, 8e-3),
-    "m6": Size(64, 128, 2, 2, 26_000, 8e-3, 2_048),
-    "m7": Size(64, 192, 3, 2, 12_000, 8e-3, 2_048),
-    "m8": Size(96, 256, 3, 3, 16_000, 6e-3, 2_048),
-    "m9": Size(128, 384, 4, 4, 13_000, 5e-3, 2_048),
+    "m1": Size(8, 16, 1, 2, 8_000, 1.5e-2),
+    "m2": Size(16, 24, 1, 2, 8_000, 1.5e-2),
+    "m3": Size(24, 48, 1, 2, 8_000, 1.2e-2),
+    "m4": Size(32, 64, 2, 1, 12_000, 1e-2),
+    "m5": Size(48, 96, 2, 2, 13_000, 8e-3),
+    "m6": Size(64, 128, 2, 2, 11_000, 8e-3),
+    "m7": Size(64, 192, 3, 2, 8_000, 8e-3),
+    "m8": Size(96, 256, 3, 3, 7_500, 6e-3),
+    "m9": Size(128, 384, 4, 4, 11_000, 5e-3),
 }
 
 
@@ -109,7 +110,7 @@ class Rows:
 
 
 def _pad(rows: list[tuple[np.ndarray, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(len(tokens) for tokens, _ in rows)
+    longest = -(-max(len(tokens) for tokens, _ in rows) // 4) * 4  # few shapes to compile for
     inputs = np.zeros((len(rows), longest), dtype=np.int64)
     labels = np.full((len(rows), longest), -100, dtype=np.int64)
     for i, (tokens, prompt) in enumerate(rows):
@@ -142,7 +143,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="override the size's number of steps")
     parser.add_argument("--learning-rate", type=float, help="override the size's peak")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--save-every", type=int, default=1_000)
+    parser.add_argument("--save-every", type=int, default=500)
     arguments = parser.parse_args()
 
     size = SIZES[arguments.model]
@@ -163,6 +164,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     print(f"{arguments.model}: {parameters:,} parameters, steps {first} to {steps}", flush=True)
 
+    loss_of = new_loss(model)
     stream = Rows(arguments.corpus, MIXTURE).batches(arguments.seed, size.batch_tokens)
     for _ in range(first):
         next(stream)
@@ -172,7 +174,7 @@ def main() -> None:
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = peak * schedule(step, steps)
-        loss = model(input_ids=tokens, labels=labels).loss
+        loss = loss_of(tokens, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimiser in optimisers:

@@ -1,10 +1,11 @@
 """The lab's tokenizer: 256 pieces, shared by the nine models and the router.
 
 Closed-class words, references and operators are pieces of their own; names are spelled with letters
-and a few frequent letter groups. Numbers are digits. The pieces `<0>` to `<9>` and `<->` are
+and a few frequent letter groups. Numbers are digits. The pieces `<0>` to `<9>`, `<->` and `<|>` are
 *hidden scratch*: special tokens, generated and billed but not shown, with which a model writes a
-number last digit first before it writes it as people do. Sums are learned far faster that way, and
-any server that skips special tokens shows the plain number.
+number last digit first before it writes it as people do, and the partial products of a long
+multiplication before that. Sums are learned far faster that way, and any server that skips special
+tokens shows the plain number.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from r2graph.lab import geo, scan
 
 SIZE = 256
-SCRATCH = [f"<{c}>" for c in "0123456789-"]
+SCRATCH = [f"<{c}>" for c in "0123456789-|"]
 SPECIAL = ["<pad>", "<unk>", "<s>", "<sep>", "</s>", *SCRATCH]
 CHARACTERS = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789'-.,?()+*:{}\n"
 STEPS = range(1, 9)
