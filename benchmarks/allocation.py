@@ -21,14 +21,12 @@ import torch
 from r2graph import Limits, load_pool, load_router
 from r2graph.allocate import AllocateContext
 from r2graph.calls import Door, ModelCall, drive
+from r2graph.lab import language
 from r2graph.limits import Meter
 from r2graph.local.engine import load
-from r2graph.plan import Subtask
 
-STEPS = [
-    Subtask(id=f"s{i}", text=text)
-    for i, text in enumerate(("12 + 7", "5 - 38", "19 * -33", "-627 - -3"), 1)
-]
+QUERY = "( 12 + 7 ) * ( 5 - 38 ) - -3"
+STEPS = language.task(QUERY).plan.subtasks  # four
 WARM_UP = 20
 
 
@@ -65,7 +63,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     allocator = load_router(arguments.router).allocator
-    context = AllocateContext(load_pool("lab"), "( 12 + 7 ) * ( 5 - 38 ) - -3")
+    context = AllocateContext(load_pool("lab"), QUERY)
 
     def allocate() -> object:
         return drive(allocator.allocate(STEPS, context), Door(Meter(Limits())))

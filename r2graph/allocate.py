@@ -163,9 +163,12 @@ class CheckpointAllocator(Allocator):
         return {name: round(weight / total, 6) for name, weight in weights.items()}
 
 
+QUALITY_LEVELS = 10
+
+
 def quality_level(quality: float) -> int:
     """The level 1 to 10 on which routers are conditioned, of a quality in [0, 1]."""
-    return max(1, math.ceil(round(quality * 10, 9)))  # 0.7 * 10 is a little more than 7
+    return max(1, math.ceil(round(quality * QUALITY_LEVELS, 9)))  # 0.7 * 10 is a little above 7
 
 
 ALLOCATE_INSTRUCTIONS = """\

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from r2graph.allocate import Allocator, CheckpointAllocator
+from r2graph.allocate import QUALITY_LEVELS, Allocator, CheckpointAllocator
 from r2graph.decompose import CheckpointDecomposer, Decomposer
 from r2graph.errors import RouterFileError, RouterMismatchError
 from r2graph.pool import N_SLOTS, ModelPool, ModelSpec
@@ -56,8 +56,16 @@ class RouterCard(BaseModel):
     data_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Of the training data."""
     prices: Prices
-    confidence_threshold: Annotated[float, Field(le=0)] | None = None
-    """The mean token log-probability below which a step moves up; `None`: form is all."""
+    confidence_thresholds: (
+        Annotated[
+            tuple[Annotated[float, Field(le=0)], ...],
+            Field(min_length=QUALITY_LEVELS, max_length=QUALITY_LEVELS),
+        ]
+        | None
+    ) = None
+    """By quality level, the mean token log-probability below which a step moves up; `None`: form is
+    all.
+    """
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,6 @@ def _module(folder: Path, card: RouterCard, module: str, price: Price) -> ModelS
 
 
 def _verifier(card: RouterCard) -> Verifier:
-    if card.confidence_threshold is None:
+    if card.confidence_thresholds is None:
         return FormatVerifier()
-    return AllOf(FormatVerifier(), ConfidenceVerifier(card.confidence_threshold))
+    return AllOf(FormatVerifier(), ConfidenceVerifier(card.confidence_thresholds))

@@ -164,7 +164,7 @@ class Turn:
 
     def check(self, attempt: Attempt, verifier: Verifier) -> Flow[Verdict]:
         """The verdict on an attempt; a verifier whose model fails cannot say."""
-        context = VerifyContext(self.pool, self.state["query"])
+        context = VerifyContext(self.pool, self.state["query"], self.run.quality)
         try:
             return (yield from flowing(verifier.verify(attempt, context)))
         except ModelCallError:

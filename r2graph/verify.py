@@ -15,6 +15,7 @@ from typing import Protocol
 
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
+from r2graph.allocate import QUALITY_LEVELS, quality_level
 from r2graph.calls import Flow, ModelCall, Reply, flowing
 from r2graph.errors import ConfigError, ModelCallError
 from r2graph.pool import ModelPool, ModelSpec
@@ -52,6 +53,7 @@ class VerifyContext:
 
     pool: ModelPool
     query: str
+    quality: float = 0.9
 
 
 class Verifier(Protocol):
@@ -86,23 +88,27 @@ class FormatVerifier(Verifier):
 class ConfidenceVerifier(Verifier):
     """Asks for a mean token log-probability of at least `threshold` (0 is certainty).
 
-    Less is a no, or with `refuses=False` a cannot say: where there are many ways to say something,
-    confidence in each word is low.
+    `threshold` may be one for each quality level 1 to 10. Less is a no, or with `refuses=False` a
+    cannot say: where there are many ways to say something, confidence in each word is low.
     """
 
     logprobs = True
 
-    def __init__(self, threshold: float = -0.1, *, refuses: bool = True) -> None:
-        if not threshold <= 0:
-            raise ConfigError("a confidence threshold is a log-probability: at most 0")
-        self.threshold = threshold
+    def __init__(self, threshold: float | Sequence[float] = -0.1, *, refuses: bool = True) -> None:
+        levels = [threshold] * QUALITY_LEVELS if isinstance(threshold, float | int) else threshold
+        if len(levels) != QUALITY_LEVELS or not all(level <= 0 for level in levels):
+            raise ConfigError(
+                "a confidence threshold is a log-probability, at most 0, or "
+                f"{QUALITY_LEVELS} of them, one a quality level"
+            )
+        self.thresholds = tuple(levels)
         self.refuses = refuses
 
     def verify(self, attempt: Attempt, context: VerifyContext) -> Verdict:
         score = attempt.reply.mean_logprob if attempt.reply else None
         if score is None:
             return Verdict(None, "confidence is unavailable")
-        if score >= self.threshold:
+        if score >= self.thresholds[quality_level(context.quality) - 1]:
             return Verdict(True, "the model is confident", score)
         return Verdict(False if self.refuses else None, "the model is not confident", score)
 

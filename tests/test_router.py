@@ -59,7 +59,7 @@ def test_a_router_is_read_from_its_directory(tmp_path: Path) -> None:
 
 
 def test_a_router_may_come_with_a_confidence_threshold(tmp_path: Path) -> None:
-    router = load_router(directory(tmp_path, confidence_threshold=-0.05))
+    router = load_router(directory(tmp_path, confidence_thresholds=[-0.05] * 10))
     assert isinstance(router.verifier, AllOf)
     assert router.verifier.logprobs
 
@@ -77,7 +77,8 @@ def test_a_router_that_is_not_there_is_a_typed_error(tmp_path: Path) -> None:
         {"colour": "red"},
         {"format": 2},
         {"data_sha256": "abc"},
-        {"confidence_threshold": 0.9},
+        {"confidence_thresholds": [0.9] * 10},
+        {"confidence_thresholds": [-0.1] * 3},
         {"name": "../up"},
         {"prices": {"decomposer": PRICE}},
     ],

@@ -64,8 +64,16 @@ def test_confidence_is_the_mean_log_probability() -> None:
     assert verdict(check, attempt(mean_logprob=-0.21)).ok is False
     lenient = ConfidenceVerifier(-0.2, refuses=False)
     assert verdict(lenient, attempt(mean_logprob=-0.21)).ok is None
-    with pytest.raises(ConfigError):
-        ConfidenceVerifier(0.9)
+    for threshold in (0.9, [-0.2] * 3, [*[-0.2] * 9, 0.1]):
+        with pytest.raises(ConfigError):
+            ConfidenceVerifier(threshold)
+
+
+def test_confidence_may_be_asked_for_by_quality_level() -> None:
+    check = ConfidenceVerifier([-0.1 * (10 - level) for level in range(10)])  # 1 down to .1
+    tried = attempt(mean_logprob=-0.55)
+    verdicts = [check.verify(tried, VerifyContext(POOL, "6 * 7", q / 10)) for q in range(1, 11)]
+    assert [found.ok for found in verdicts] == [True] * 5 + [False] * 5
 
 
 def test_a_model_without_log_probabilities_has_no_confidence() -> None:

@@ -134,7 +134,7 @@ def ship_router(runs: Path) -> None:
         "seed": 1,
         "data_sha256": digests.hexdigest(),
         "prices": prices,
-        "confidence_threshold": json.loads((runs / "threshold.json").read_text())["threshold"],
+        "confidence_thresholds": json.loads((runs / "threshold.json").read_text())["thresholds"],
     }
     (target / "router.yaml").write_text(yaml.safe_dump(router, sort_keys=False))
 

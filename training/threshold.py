@@ -1,8 +1,8 @@
-"""Choose the router's confidence threshold on training queries that it was not trained on.
+"""Choose the router's confidence thresholds on training queries that it was not trained on.
 
     python -m training.threshold --pool runs/lab --out runs/lab
 
-The trained allocator chooses a slot for each step of oracle plans at the default quality; a step
+For each quality level the trained allocator chooses a slot for each step of oracle plans; a step
 moves up while the mean log-probability of its output is below the threshold, as in the graph. Of
 the thresholds whose accuracy on whole tasks is within `SLACK` of the best, the cheapest is taken.
 """
@@ -12,22 +12,63 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
+from r2graph.allocate import QUALITY_LEVELS
 from r2graph.local.engine import open_engine
 from r2graph.local.generation import Options
-from training.outcomes import MODELS, Outcomes
+from training.outcomes import MODELS, Outcome, Outcomes
 from training.router_data import training_queries
 
-TASKS = 700  # of arith and of geo; every phrase of scan is certain
+TASKS = 1_500  # of arith and of geo; every phrase of scan is certain
 SEED = 4
-QUALITY_LEVEL = 9
-SLACK = 0.005
-CANDIDATES = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
+# By quality level 1 to 10: the accuracy that may be given up for a lower cost.
+SLACK = (0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.0)
+CANDIDATES = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 
-Climb = tuple[bool, int]  # whether the step is right in the end, and what it cost
+Step = tuple[str, str]  # the prompt and the right output
+Row = dict[str, float]
+
+
+class Cascades:
+    """What becomes of steps that start on a slot and move up: from outcomes, without a call."""
+
+    def __init__(self, outcomes: Outcomes, prices: Sequence[float]) -> None:
+        self._outcomes = outcomes
+        self._prices = prices
+
+    def climb(self, prompt: str, slot: int, threshold: float) -> tuple[Outcome, float]:
+        """The accepted outcome, and the dollars of all attempts."""
+        cost = 0.0
+        for at in range(slot - 1, len(MODELS)):
+            outcome = self._outcomes.get(MODELS[at], prompt)
+            cost += outcome.tokens * self._prices[at] / 1e6
+            if math.log(outcome.confidence) >= threshold:
+                break
+        return outcome, cost
+
+    def row(
+        self, tasks: Sequence[Sequence[Step]], slots: Mapping[str, int], threshold: float
+    ) -> Row:
+        """Accuracy and mean cost of whole tasks."""
+        right, cost = 0, 0.0
+        for steps in tasks:
+            climbs = [(self.climb(p, slots[p], threshold), output) for p, output in steps]
+            right += all(said.text.split() == output.split() for (said, _), output in climbs)
+            cost += sum(dollars for (_, dollars), _ in climbs)
+        return {
+            "threshold": threshold,
+            "accuracy": round(right / len(tasks), 4),
+            "usd": cost / len(tasks),
+        }
+
+
+def choose(rows: Sequence[Row], slack: float) -> Row:
+    """The cheapest whose accuracy is within `slack` of the best."""
+    best = max(row["accuracy"] for row in rows)
+    return min((r for r in rows if r["accuracy"] >= best - slack), key=lambda row: row["usd"])
 
 
 def main() -> None:
@@ -36,50 +77,38 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     outcomes = Outcomes(arguments.pool, arguments.out / "heldout.jsonl")
-    tasks = [task for f in ("arith", "geo") for task in islice(training_queries(f, SEED), TASKS)]
-    steps = [[(prompt, output) for _, prompt, output in task.steps()] for task in tasks]
-    prompts = list(dict.fromkeys(prompt for each in steps for prompt, _ in each))
+    drawn = [task for f in ("arith", "geo") for task in islice(training_queries(f, SEED), TASKS)]
+    tasks = [[(prompt, output) for _, prompt, output in task.steps()] for task in drawn]
+    prompts = list(dict.fromkeys(prompt for steps in tasks for prompt, _ in steps))
     outcomes.fill(prompts)
-    slots = allocated(arguments.out / "router/allocator", prompts)
-    prices = [
-        json.loads((arguments.pool / model / "training.json").read_text())["parameters"]
-        for model in MODELS
-    ]
-
-    def climb(prompt: str, output: str, threshold: float) -> Climb:
-        cost = 0
-        for model, price in list(zip(MODELS, prices, strict=True))[slots[prompt] - 1 :]:
-            outcome = outcomes.get(model, prompt)
-            cost += outcome.tokens * price
-            if math.log(outcome.confidence) >= threshold:
-                break
-        return outcome.text.split() == output.split(), cost
-
-    table = []
-    for threshold in (-candidate for candidate in CANDIDATES):
-        climbs = [[climb(*step, threshold) for step in each] for each in steps]
-        right = sum(all(ok for ok, _ in each) for each in climbs)
-        cost = sum(cost for each in climbs for _, cost in each)
-        row = {
-            "threshold": threshold,
-            "accuracy": round(right / len(tasks), 4),
-            "usd_per_1000_tasks": round(cost / len(tasks) / 1e9, 6),
-        }
-        print(row, flush=True)
-        table.append(row)
-    best = max(row["accuracy"] for row in table)
-    enough = [row for row in table if row["accuracy"] >= best - SLACK]
-    chosen = min(enough, key=lambda row: row["usd_per_1000_tasks"])
-    text = json.dumps({"threshold": chosen["threshold"], "table": table}, indent=1)
+    cascades = Cascades(outcomes, prices(arguments.pool))
+    chosen = []
+    for level, slack in enumerate(SLACK, start=1):
+        slots = allocated(arguments.out / "router/allocator", prompts, level)
+        row = choose([cascades.row(tasks, slots, -c) for c in CANDIDATES], slack)
+        print(level, row, flush=True)
+        chosen.append(row)
+    # A higher quality never accepts what a lower one would not.
+    strictest = [max(row["threshold"] for row in chosen[:level]) for level in LEVELS]
+    text = json.dumps({"thresholds": strictest, "table": chosen}, indent=1)
     (arguments.out / "threshold.json").write_text(text + "\n")
 
 
-def allocated(allocator: Path, prompts: Sequence[str]) -> dict[str, int]:
+LEVELS = range(1, QUALITY_LEVELS + 1)
+
+
+def prices(pool: Path) -> list[float]:
+    """Dollars per million tokens, by slot: one for each million parameters."""
+    cards = [json.loads((pool / model / "training.json").read_text()) for model in MODELS]
+    return [card["parameters"] / 1e6 for card in cards]
+
+
+def allocated(allocator: Path, prompts: Sequence[str], level: int) -> dict[str, int]:
     """The allocator's slot for each prompt; what does not read as one starts on slot 1."""
     engine = open_engine(str(allocator), "auto", "float32", 128)
     asked = {
         prompt: engine.submit(
-            [{"role": "user", "content": f"q{QUALITY_LEVEL}\ns1: {prompt}"}], Options(max_tokens=1)
+            [{"role": "user", "content": f"q{level}\ns1: {prompt}"}], Options(max_tokens=1)
         )
         for prompt in prompts
     }
