@@ -77,6 +77,20 @@ def test_arith_agrees_with_python() -> None:
         assert str(eval(task.query)) == task.answer  # noqa: S307: our own expression
 
 
+def test_a_long_product_is_cut_or_left_whole() -> None:
+    cut, whole = (arith.task("47 * 68 - 5", cut) for cut in (True, False))
+    assert [s.text for s in cut.plan.subtasks] == [
+        "47 * 60", "47 * 8", "{s1} + {s2}", "{s3} - 5"
+    ]  # fmt: skip
+    assert [s.text for s in whole.plan.subtasks] == ["47 * 68", "{s1} - 5"]
+    assert whole.answer == cut.answer == "3191"
+    right = benchmarks.right_outputs([cut])
+    assert right == {
+        "47 * 60": "2820", "47 * 8": "376", "2820 + 376": "3196", "3196 - 5": "3191",
+        "47 * 68": "3196",
+    }  # fmt: skip
+
+
 def test_arith_has_a_two_by_two_product_in_one_expression_of_five() -> None:
     rng = Random(6)
     tasks = [arith.draw(rng) for _ in range(2_000)]

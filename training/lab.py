@@ -50,9 +50,9 @@ CORPUS: Stage = (
     ["training.corpus", "--out", str(RUNS / "corpus.npz")],
 )
 LANES = (
-    [*map(pretrain, ("m9", "m1", "m2", "m3"))],
+    [*map(pretrain, ("m9", "m1", "m2", "m3", "m4"))],
     [
-        *map(pretrain, ("m6", "m5", "m4", "m7", "m8")),
+        *map(pretrain, ("m6", "m5", "m7", "m8")),
         router_data("decomposer"),
         fine_tune("decomposer", RUNS / DECOMPOSER_BASE, "--epochs", "2", *FAST),
         router_data("decomposer-arith"),

@@ -115,26 +115,27 @@ def _parse_operand(tokens: list[str], at: int) -> tuple[Node, int]:
     return int(tokens[at]), at + 1
 
 
-def task(expression: str) -> Task:
-    """The task of one expression; raises `ValueError` if it is none, or its plan is longer than
-    plans may be.
+def task(expression: str, cut: bool = True) -> Task:
+    """The task of one expression; without `cut` its plan leaves long products whole.
+
+    Raises `ValueError` if it is none, or its plan is longer than plans may be.
     """
     tree = parse(expression)
     steps: list[tuple[str, str, str, str]] = []  # id, text, output, kind
-    _plan(tree, steps)
+    _plan(tree, steps, cut)
     plan = Plan(subtasks=tuple(Subtask(id=i, text=t) for i, t, _, _ in steps))
     outputs = {i: output for i, _, output, _ in steps}
     kinds = {i: kind for i, _, _, kind in steps}
     return Task("arith", " ".join(_tokens(expression)), str(value(tree)), plan, outputs, kinds)
 
 
-def _plan(node: Node, steps: list[tuple[str, str, str, str]]) -> tuple[str, int]:
+def _plan(node: Node, steps: list[tuple[str, str, str, str]], cut: bool) -> tuple[str, int]:
     """Append the steps that compute `node`; return how later steps write it, and its value."""
     if isinstance(node, int):
         return str(node), node
-    (left, a), (right, b) = _plan(node.left, steps), _plan(node.right, steps)
+    (left, a), (right, b) = _plan(node.left, steps, cut), _plan(node.right, steps, cut)
     literal = isinstance(node.left, int) and isinstance(node.right, int)
-    if node.op == "*" and literal and digits(a) == 2 and digits(b) == 2 and b % 10:
+    if cut and node.op == "*" and literal and digits(a) == 2 and digits(b) == 2 and b % 10:
         tens = (abs(b) - abs(b) % 10) * (1 if b > 0 else -1)
         parts = [_step(steps, "*", left, a, str(part), part) for part in (tens, b - tens)]
         return _step(steps, "+", *parts[0], *parts[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 from r2graph.errors import ConfigError
@@ -34,6 +35,12 @@ def tasks(name: str, limit: int | None = None) -> list[Task]:
         if is_test(item.query):
             distinct.setdefault(item.query, item)
     return list(distinct.values())
+
+
+def right_outputs(tasks: Sequence[Task]) -> dict[str, str]:
+    """The right output of each step's prompt, in plans that cut long products and that do not."""
+    every = [*tasks, *(arith.task(t.query, cut=False) for t in tasks if t.family == "arith")]
+    return {prompt: output for task in every for _, prompt, output in task.steps()}
 
 
 def grade(task: Task, answer: str | None) -> bool:
