@@ -1,5 +1,6 @@
 # The project's commands: from nothing, each needs only Python 3.11 and make.
 PYTHON ?= python3.11
+SEED ?= 1
 QUERY ?= ( 12 + 7 ) * 6 - -3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -8,7 +9,7 @@ INSTALLED := .venv/.installed
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check format lab
+.PHONY: demo test check format lab lab-rl
 
 demo: $(INSTALLED)  ## install everything into .venv and run the main job on the lab pool
 	$(BIN)/r2graph run "$(QUERY)"
@@ -28,6 +29,10 @@ format: $(INSTALLED)
 
 lab: $(INSTALLED)  ## train the lab's nine models and its router from nothing; stops and resumes
 	$(BIN)/python -m training.lab
+
+lab-rl: $(INSTALLED)  ## reinforcement learning of the lab's router, one seed; stops and resumes
+	$(BIN)/python -m training.alternate --config training/configs/lab.yaml \
+	    --router r2graph/lab/artefacts/router --out runs/rl/seed-$(SEED) --seed $(SEED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv: about 2 GB and a few minutes the first time"

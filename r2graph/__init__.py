@@ -30,6 +30,7 @@ from r2graph.errors import (
     R2Error,
     RouterFileError,
     RouterMismatchError,
+    TraceFileError,
     UnknownModelError,
     UnknownPriceError,
     UnsupportedQueryError,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from r2graph.graph import create_r2_graph
     from r2graph.limits import Limits
     from r2graph.local import ChatLocal
+    from r2graph.outcome_cache import OutcomeCache
     from r2graph.plan import Plan, Subtask
     from r2graph.pool import ModelPool, ModelSpec, load_pool
     from r2graph.pricing import Price, Usage
@@ -63,6 +65,7 @@ __all__ = [
     "ModelFileError",
     "ModelPool",
     "ModelSpec",
+    "OutcomeCache",
     "Plan",
     "PlanError",
     "PoolFileError",
@@ -73,6 +76,7 @@ __all__ = [
     "RouterFileError",
     "RouterMismatchError",
     "Subtask",
+    "TraceFileError",
     "UnknownModelError",
     "UnknownPriceError",
     "UnsupportedQueryError",
@@ -90,6 +94,7 @@ _LAZY = {
     "Limits": "limits",
     "ModelPool": "pool",
     "ModelSpec": "pool",
+    "OutcomeCache": "outcome_cache",
     "Plan": "plan",
     "Price": "pricing",
     "Subtask": "plan",

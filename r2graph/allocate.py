@@ -28,6 +28,8 @@ class Choice:
     """The router's capability slot, where a router chose."""
     probabilities: Mapping[str, float] | None = None
     """How likely each member was to be chosen."""
+    propensity: float | None = None
+    """The probability with which `member` was drawn; `None` where nothing was drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,8 @@ class Allocator(Protocol):
 
     revises: bool = False
     """Whether to ask again for a single step once outputs have been filled into its text."""
+    n_slots: int = N_SLOTS
+    """How many capability slots its choices speak of."""
 
     def allocate(
         self, steps: Sequence[Subtask], context: AllocateContext
@@ -102,7 +106,8 @@ class RandomAllocator(Allocator):
 
     def allocate(self, steps: Sequence[Subtask], context: AllocateContext) -> list[Choice]:
         draw = Random(f"{self.seed} {context.query}")
-        return [Choice(draw.choice(context.pool.names), "random") for _ in steps]
+        names = context.pool.names
+        return [Choice(draw.choice(names), "random", propensity=1 / len(names)) for _ in steps]
 
     def escalate(self, member: str, context: AllocateContext) -> str | None:
         return None
@@ -121,18 +126,17 @@ class CheckpointAllocator(Allocator):
         self.n_slots = n_slots
 
     def allocate(self, steps: Sequence[Subtask], context: AllocateContext) -> Flow[list[Choice]]:
-        lines = [f"s{i}: {' '.join(step.text.split())}" for i, step in enumerate(steps, 1)]
         level = quality_level(context.quality)
         call = ModelCall(
             "allocator",
             self.model,
-            [HumanMessage("\n".join([f"q{level}", *lines]))],
+            [HumanMessage(slots_prompt([step.text for step in steps], level))],
             max_tokens=len(steps),
             temperature=0.0,
             top_logprobs=self.n_slots,
         )
         reply = yield call
-        slots = _numbers(reply.text, r"m([1-9][0-9]?)", len(steps))
+        slots = parse_slots(reply.text, len(steps))
         spread = self._distributions(reply, len(steps), context.pool)
         return [
             Choice(
@@ -161,6 +165,17 @@ class CheckpointAllocator(Allocator):
                 weights[pool.slot_to_member(int(slot[1]), self.n_slots).name] += math.exp(logprob)
         total = sum(weights.values()) or 1.0
         return {name: round(weight / total, 6) for name, weight in weights.items()}
+
+
+def slots_prompt(texts: Sequence[str], level: int) -> str:
+    """What a trained allocator is asked for some steps at a quality level."""
+    lines = [f"s{i}: {' '.join(text.split())}" for i, text in enumerate(texts, 1)]
+    return "\n".join([f"q{level}", *lines])
+
+
+def parse_slots(text: str, n: int) -> list[int]:
+    """The `n` slots that a trained allocator wrote; raises `AllocationError` for anything else."""
+    return _numbers(text, r"m([1-9][0-9]?)", n)
 
 
 QUALITY_LEVELS = 10
@@ -237,7 +252,8 @@ def within_budget(
             break
         at = max(above, key=lambda at: costs[at])
         cheaper = context.pool.names[ranks[at] - 2]
-        fitting[at] = replace(fitting[at], member=cheaper, reason="lowered to fit the budget")
+        reason = "lowered to fit the budget"
+        fitting[at] = replace(fitting[at], member=cheaper, reason=reason, propensity=None)
         costs[at] = worst(at)
     return fitting
 

@@ -18,7 +18,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from threading import Thread
-from typing import Any, Literal, NotRequired, TypeVar
+from typing import Any, Literal, NotRequired, TypeVar, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
@@ -26,22 +26,20 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
 from langgraph.constants import TAG_NOSTREAM
 from typing_extensions import TypedDict  # pydantic, for servers' schemas, wants this one
 
-from r2graph.errors import (
-    CallErrorKind,
-    ConfigError,
-    LimitExceeded,
-    ModelCallError,
-    R2Error,
-)
+from r2graph.errors import ConfigError, LimitExceeded, ModelCallError, R2Error
 from r2graph.limits import Meter
+from r2graph.outcome_cache import OutcomeCache
 from r2graph.pool import ModelSpec
 from r2graph.pricing import Money, Usage, to_text
+from r2graph.response import Response, failure_kind, read
 
 Role = Literal["decomposer", "allocator", "executor", "verifier"]
 ROUTER_ROLES = frozenset({"decomposer", "allocator"})
 
 # A token of any byte-level vocabulary is at least one byte long; templates add a few to a message.
 MESSAGE_OVERHEAD_TOKENS = 16
+# What a message of an earlier turn may carry and no model is sent.
+_UNSENT = {"id", "response_metadata", "usage_metadata"}
 
 T = TypeVar("T")
 
@@ -61,6 +59,8 @@ class ModelCall:
     """How many of the likeliest tokens to report at each place; implies `logprobs`."""
     schema: Mapping[str, Any] | None = None
     """A JSON schema with a title: the text of the reply is then JSON of that shape."""
+    sample: int = 0
+    """Which of several samples of a call with a temperature; an outcome cache keeps each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,11 @@ class Entry(TypedDict):
     """Whether a reply came."""
     estimated: NotRequired[bool]
     """The provider did not say: tokens and cost are the worst case."""
+    cached: NotRequired[bool]
+    """The reply had been kept: no model was called, and the cost is what the call once was."""
 
 
+Mark = Literal["estimated", "cached"]
 Flow = Generator[ModelCall, Reply, T]
 
 
@@ -123,7 +126,8 @@ def ask(call: ModelCall) -> Flow[Reply]:
 class Door:
     """Where models are called: within limits, in time, on the bill, with errors of our own.
 
-    `gate`, a semaphore, bounds how many calls run at once.
+    `gate`, a semaphore, bounds how many calls run at once. What `outcomes` has is not called for
+    again, yet billed and limited as if it were: a run costs the same with and without a cache.
     """
 
     def __init__(
@@ -131,28 +135,35 @@ class Door:
         meter: Meter,
         gate: AbstractContextManager[Any] | None = None,
         agate: AbstractAsyncContextManager[Any] | None = None,
+        outcomes: OutcomeCache | None = None,
     ) -> None:
         self.meter = meter
         self.bill: list[Entry] = []
         self._gate = gate or nullcontext()
         self._agate = agate or nullcontext()
+        self._outcomes = outcomes
 
     def call(self, call: ModelCall) -> Reply:
         """Make one call. Raises `ModelCallError`, `LimitExceeded`, or `ConfigError`."""
         with self._gate:
+            if (known := self._recall(call)) is not None:
+                return known
             request = _Request(call, self.meter)
             try:
                 message = _within(request.timeout_s, request.invoke)
             except Exception as error:  # noqa: BLE001 - any provider's
                 failure = self._fail(request, error)
             else:
-                return self._settle(request, message)
+                return self._accept(request, message)
         # Not in the handler: the provider's error, and its text, would hang on as the context.
         raise failure
 
     async def acall(self, call: ModelCall) -> Reply:
         """As `call`."""
         async with self._agate:
+            # On the event loop, for it takes less time than to hand it to a thread.
+            if (known := self._recall(call)) is not None:
+                return known
             request = _Request(call, self.meter)
             try:
                 async with asyncio.timeout(request.timeout_s):
@@ -160,54 +171,75 @@ class Door:
             except Exception as error:  # noqa: BLE001
                 failure = self._fail(request, error)
             else:
-                return self._settle(request, message)
+                return self._accept(request, message)
         raise failure
 
-    def _settle(self, request: _Request, message: AIMessage) -> Reply:
-        call, said = request.call, message.usage_metadata
-        if said is None:  # never counted as nothing
-            usage = request.worst_usage
-        else:
-            usage = Usage(input_tokens=said["input_tokens"], output_tokens=said["output_tokens"])
+    def _recall(self, call: ModelCall) -> Reply | None:
+        """The reply that such a call once had, if it was kept."""
+        if self._outcomes is None or (kept := self._outcomes.get(self._key(call))) is None:
+            return None
+        ticket = self.meter.reserve(call.spec.price.cost(self._worst(call)))
+        return self._settle(call, ticket, cast(Response, kept), "cached")
+
+    def _accept(self, request: _Request, message: AIMessage) -> Reply:
+        """Settle a call that was answered, and keep the response if its tokens were counted."""
+        call, counted = request.call, message.usage_metadata is not None
+        response = read(
+            message, request.seconds, request.worst_usage, is_json=call.schema is not None
+        )
+        reply = self._settle(call, request.ticket, response, None if counted else "estimated")
+        if self._outcomes is not None and counted:
+            call.spec.identify()  # its files may have changed before they were loaded
+            self._outcomes.put(self._key(call), response)
+        return reply
+
+    def _settle(self, call: ModelCall, ticket: int, response: Response, mark: Mark | None) -> Reply:
+        usage = Usage(
+            input_tokens=response["input_tokens"], output_tokens=response["output_tokens"]
+        )
         cost = call.spec.price.cost(usage)
-        self.meter.settle(request.ticket, cost)
-        self._enter(call, usage, cost, ok=True, estimated=said is None)
-        content = (message.response_metadata.get("logprobs") or {}).get("content") or []
+        self.meter.settle(ticket, cost)
+        self._enter(call, usage, cost, ok=True, mark=mark)
         return Reply(
-            text=_text(message, call),
+            text=response["text"],
             member=call.spec.name,
             usage=usage,
             cost=cost,
-            seconds=request.seconds,
-            truncated=_finish(message) in ("length", "max_tokens"),
-            mean_logprob=sum(t["logprob"] for t in content) / len(content) if content else None,
-            top_logprobs=[
-                {top["token"]: top["logprob"] for top in token.get("top_logprobs") or []}
-                for token in content
-            ]
-            if call.top_logprobs
-            else (),
+            seconds=response["seconds"],
+            truncated=response["truncated"],
+            mean_logprob=response["mean_logprob"],
+            top_logprobs=response["top_logprobs"] if call.top_logprobs else (),
         )
+
+    def _worst(self, call: ModelCall) -> Usage:
+        return worst_usage(call, self.meter.limits.max_output_tokens)
+
+    def _key(self, call: ModelCall) -> list[object]:
+        """All that a reply hangs on: the model, what it is sent, and which sample it is."""
+        messages = [message.model_dump(exclude=_UNSENT) for message in call.messages]
+        options = _options(call, self._worst(call).output_tokens)
+        schema = call.schema and dict(call.schema)
+        return [call.spec.name, call.spec.identity, messages, options, schema, call.sample]
 
     def _fail(self, request: _Request, error: Exception) -> Exception:
         """Enter a failed call in the books; returns the error to raise in its place."""
         if isinstance(error, ConfigError):
             self.meter.release(request.ticket)
             return error
-        kind, call = _kind(error), request.call
+        kind, call = failure_kind(error), request.call
         if kind == "timeout":  # it may have been answered, and billed, for all we know
             cost = request.worst_cost
             self.meter.settle(request.ticket, cost)
-            self._enter(call, request.worst_usage, cost, ok=False, estimated=True)
+            self._enter(call, request.worst_usage, cost, ok=False, mark="estimated")
             if self.meter.left_s <= 0:
                 return LimitExceeded("deadline")
         else:
             self.meter.release(request.ticket)
-            self._enter(call, Usage(), Decimal(0), ok=False, estimated=False)
+            self._enter(call, Usage(), Decimal(0), ok=False)
         return ModelCallError(call.spec.name, kind)
 
     def _enter(
-        self, call: ModelCall, usage: Usage, cost: Decimal, *, ok: bool, estimated: bool
+        self, call: ModelCall, usage: Usage, cost: Decimal, *, ok: bool, mark: Mark | None = None
     ) -> None:
         entry = Entry(
             role=call.role,
@@ -219,8 +251,8 @@ class Door:
             local=call.spec.is_local,
             ok=ok,
         )
-        if estimated:
-            entry["estimated"] = True
+        if mark is not None:
+            entry[mark] = True
         self.bill.append(entry)
 
 
@@ -327,18 +359,6 @@ def _options(call: ModelCall, max_tokens: int) -> dict[str, Any]:
     return options
 
 
-def _text(message: AIMessage, call: ModelCall) -> str:
-    if call.schema and message.tool_calls:
-        return json.dumps(message.tool_calls[0]["args"])
-    return str(message.text).strip()
-
-
-def _finish(message: AIMessage) -> object:
-    """Why generation ended, in the words of OpenAI or Anthropic."""
-    metadata = message.response_metadata
-    return metadata.get("finish_reason") or metadata.get("stop_reason")
-
-
 def _within(seconds: float, work: Callable[[], T]) -> T:
     """Run `work` and wait at most so long; raises `TimeoutError`.
 
@@ -356,28 +376,3 @@ def _within(seconds: float, work: Callable[[], T]) -> T:
 
     Thread(target=copy_context().run, args=(run,), daemon=True, name="r2graph-call").start()
     return future.result(seconds)
-
-
-_KIND_OF_STATUS: dict[int, CallErrorKind] = {
-    401: "auth",
-    403: "auth",
-    408: "timeout",
-    429: "rate_limit",
-    504: "timeout",
-}
-
-
-def _kind(error: Exception) -> CallErrorKind:
-    """What happened, by status code or class; the text of the error is not looked at."""
-    if isinstance(error, R2Error):  # of a local model: a prompt that it cannot take
-        return "bad_request"
-    status = getattr(error, "status_code", None)
-    if status is None:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(status, int):
-        default: CallErrorKind = "server" if status >= 500 else "bad_request"
-        return _KIND_OF_STATUS.get(status, default)
-    names = " ".join(kind.__name__ for kind in type(error).__mro__)
-    if "Timeout" in names:
-        return "timeout"
-    return "server" if "Connect" in names else "other"

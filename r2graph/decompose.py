@@ -51,18 +51,32 @@ class SingleDecomposer(Decomposer):
 class CheckpointDecomposer(Decomposer):
     """A model trained to answer `plan: QUERY` with the canonical text of a plan.
 
-    It sees the query alone. The first plan is its likeliest one, a later one is sampled.
+    It sees the query alone. The first plan is its likeliest one, or with a `temperature` a sample,
+    as later ones always are.
     """
 
-    def __init__(self, model: ModelSpec, *, retry_temperature: float = 0.7) -> None:
+    def __init__(
+        self, model: ModelSpec, *, temperature: float = 0.0, retry_temperature: float = 0.7
+    ) -> None:
         self.model = model
+        self.temperature = temperature
         self.retry_temperature = retry_temperature
 
     def decompose(self, query: str, context: DecomposeContext) -> Flow[Plan]:
-        temperature = self.retry_temperature if context.round > 1 else 0.0
-        message = HumanMessage(f"plan: {query}")
-        reply = yield ModelCall("decomposer", self.model, [message], temperature=temperature)
+        temperature = self.retry_temperature if context.round > 1 else self.temperature
+        reply = yield ModelCall(
+            "decomposer",
+            self.model,
+            [HumanMessage(plan_prompt(query))],
+            temperature=temperature,
+            sample=context.round - 1,
+        )
         return parse_text(reply.text)
+
+
+def plan_prompt(query: str) -> str:
+    """What a trained decomposer is asked."""
+    return f"plan: {query}"
 
 
 PLAN_SCHEMA: dict[str, Any] = {

@@ -10,6 +10,7 @@ R2Error
 │   ├── UnknownModelError           a member, model or pool that does not exist
 │   ├── RouterFileError             a router directory that does not read
 │   ├── ModelFileError              a local model directory that does not read
+│   ├── TraceFileError              a file of traces with a line that does not read
 │   ├── RouterMismatchError         a router asked to serve a pool it was not trained for
 │   └── MissingExtraError           an optional dependency that is not installed
 ├── QueryError (ValueError)         the query cannot be answered
@@ -25,7 +26,10 @@ R2Error
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 CallErrorKind = Literal["timeout", "rate_limit", "auth", "bad_request", "server", "empty", "other"]
 LimitName = Literal["calls", "rounds", "budget", "deadline"]
@@ -88,6 +92,10 @@ class RouterFileError(ConfigError):
 
 class ModelFileError(ConfigError):
     """A local model directory that does not read."""
+
+
+class TraceFileError(ConfigError):
+    """A file of traces, or one line of it, that does not read."""
 
 
 class RouterMismatchError(ConfigError):
@@ -172,3 +180,18 @@ _REMEDIES: dict[CallErrorKind, str] = {
     "empty": "the reply held no text; raise `max_output_tokens`, or use another model",
     "other": "an unexpected error; run `r2graph pool check`",
 }
+
+
+def first_fault(error: ValidationError) -> str:
+    """What is wrong with a file or a setting of the user's, and where; not what was put in.
+
+    An unknown key comes before a missing one: often it is the same key, misspelt.
+    """
+    faults = error.errors(include_url=False, include_input=False)
+    fault = next((each for each in faults if each["type"] == "extra_forbidden"), faults[0])
+    # Pydantic adds the branch of a union, such as `python=is-instance[…]`, to the place.
+    place = ".".join(part for part in map(str, fault["loc"]) if "[" not in part)
+    if fault["type"] == "extra_forbidden":
+        return f"{place} is an unknown key"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

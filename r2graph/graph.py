@@ -20,6 +20,7 @@ from r2graph.decompose import Decomposer, PromptedDecomposer, SingleDecomposer
 from r2graph.errors import ConfigError
 from r2graph.limits import Limits
 from r2graph.nodes import RUN_KEY, allocate, decompose, execute_node, flow_node, verify
+from r2graph.outcome_cache import OutcomeCache
 from r2graph.plan import MAX_SUBTASKS
 from r2graph.pool import ModelPool, load_pool
 from r2graph.router import Router, load_router, reader
@@ -104,6 +105,7 @@ def create_r2_graph(
     quality: float = 0.9,
     budget_usd: Decimal | float | str | None = None,
     limits: Limits | None = None,
+    outcomes: OutcomeCache | None = None,
     local_only: bool = False,
     pools: Mapping[str, ModelPool] | None = None,
     checkpointer: Checkpointer = None,
@@ -117,7 +119,8 @@ def create_r2_graph(
     `verifier` (of steps) replace the router's; without a router a prompted decomposer plans, steps
     start on the cheapest member and move up when confidence and a stronger member reject them.
     `answer_verifier` judges the whole answer. `quality` (0 to 1), `budget_usd` (dollars), `limits`
-    and one of the other `pools`, by name, can be set per run with `context={…}`.
+    and one of the other `pools`, by name, can be set per run with `context={…}`. What is in
+    `outcomes` is not asked of a model again, and is billed as if it were.
 
     The result has the keys of `R2Output`. Raises `ConfigError` and its kind here, and `R2Error`s
     when run; what a failed run had cost is in `error.cost_usd`.
@@ -141,6 +144,7 @@ def create_r2_graph(
         verifier=verifier or default_check,
         answer_verifier=answer_verifier or FormatVerifier(),
         read=reader(main.language),
+        router=None if router is None else router.card.name,
     )
     builder = StateGraph(R2State, RunContext, input_schema=R2Input, output_schema=R2Output)
     builder.add_node("decompose", flow_node(deciders, decompose))
@@ -158,6 +162,7 @@ def create_r2_graph(
         quality=float(quality),
         budget=settings.budget_usd,
         limits=limits or Limits(),
+        outcomes=outcomes,
     )
     # The way in which LangGraph itself copies a compiled graph.
     fields = {key: value for key, value in vars(compiled).items() if key != "__orig_class__"}

@@ -217,7 +217,8 @@ def _reason(steps: Mapping[str, StepRecord], verdict: Verdict) -> StopReason:
 
 
 def _ended(turn: Turn, answer: str, stop: StopReason) -> Update:
-    update = {"answer": answer, "stop_reason": stop} | turn.progressed(stop=stop)
+    update: Update = {"answer": answer, "stop_reason": stop, "run": turn.record}
+    update |= turn.progressed(stop=stop)
     if answer:
         update["messages"] = [AIMessage(answer)]
     update |= summarize(turn.bill + turn.door.bill, turn.kept["steps"])

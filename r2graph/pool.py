@@ -22,6 +22,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any, Self
@@ -49,6 +50,7 @@ from r2graph.errors import (
     PoolFileError,
     UnknownModelError,
     UnknownPriceError,
+    first_fault,
 )
 from r2graph.pricing import Price, lookup_price
 
@@ -111,6 +113,7 @@ class ModelSpec(BaseModel):
     tags: frozenset[str] = frozenset()
 
     _chat: BaseChatModel | None = PrivateAttr(default=None)
+    _identity: str | None = PrivateAttr(default=None)
 
     @field_validator("model")
     @classmethod
@@ -144,6 +147,19 @@ class ModelSpec(BaseModel):
                 if self._chat is None:
                     self._chat = _build(self)
         return self._chat
+
+    @property
+    def identity(self) -> str:
+        """Tells the chat model from others, as it was when last identified; see `identify`."""
+        return self._identity or self.identify()
+
+    def identify(self) -> str:
+        """A hash of what LangChain's caches know the chat model by; a local one counts its files.
+
+        A class of one's own says in `_identifying_params` what makes its instances differ.
+        """
+        self._identity = sha256(self.chat._get_llm_string().encode()).hexdigest()
+        return self._identity
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         """Without `model_kwargs`, for they may hold what should not be printed."""
@@ -313,7 +329,7 @@ class ModelPool(BaseModel):
         try:
             return ModelPool.model_validate(fields)
         except ValidationError as error:
-            raise ConfigError(f"pool {self.name!r}: {_reason(error)}") from None
+            raise ConfigError(f"pool {self.name!r}: {first_fault(error)}") from None
 
 
 def load_pool(source: str | Path | Mapping[str, Any]) -> ModelPool:
@@ -351,15 +367,4 @@ def _validated(data: object, source: str, root: Path | None) -> ModelPool:
     try:
         return ModelPool.model_validate(data, context=root)
     except ValidationError as error:
-        raise PoolFileError(f"pool {source!r}: {_reason(error)}") from None
-
-
-def _reason(error: ValidationError) -> str:
-    """The first problem, with its place and without what was put in."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    # Pydantic adds the branch of a union, such as `python=is-instance[…]`, to the place.
-    place = ".".join(part for part in map(str, first["loc"]) if "[" not in part)
-    if first["type"] == "extra_forbidden":
-        return f"{place} is an unknown key"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{place} {message}" if place else message
+        raise PoolFileError(f"pool {source!r}: {first_fault(error)}") from None

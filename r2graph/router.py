@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from r2graph.allocate import QUALITY_LEVELS, Allocator, CheckpointAllocator
 from r2graph.decompose import CheckpointDecomposer, Decomposer
-from r2graph.errors import RouterFileError, RouterMismatchError
+from r2graph.errors import RouterFileError, RouterMismatchError, first_fault
 from r2graph.pool import N_SLOTS, ModelPool, ModelSpec
 from r2graph.pricing import Price
 from r2graph.verify import AllOf, ConfidenceVerifier, FormatVerifier, Verifier
@@ -133,9 +133,7 @@ def _card(folder: Path, source: str | Path) -> RouterCard:
     try:
         return RouterCard.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise RouterFileError(f"{CARD} of router {str(source)!r}: {place} {first['msg']}") from None
+        raise RouterFileError(f"{CARD} of router {str(source)!r}: {first_fault(error)}") from None
 
 
 def _module(folder: Path, card: RouterCard, module: str, price: Price) -> ModelSpec:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from threading import BoundedSemaphore
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from langchain_core.messages import AnyMessage, BaseMessage, HumanMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
@@ -29,8 +29,10 @@ from r2graph.errors import (
     LimitName,
     QueryError,
     UnknownModelError,
+    first_fault,
 )
 from r2graph.limits import Limits
+from r2graph.outcome_cache import OutcomeCache
 from r2graph.pool import ModelPool
 from r2graph.pricing import Money
 
@@ -52,6 +54,8 @@ class Chosen(TypedDict):
     reason: str
     slot: int | None
     probabilities: dict[str, float] | None
+    propensity: NotRequired[float | None]
+    """As in `Choice`; whoever edits an allocation by hand may leave it out."""
 
 
 class AttemptRecord(TypedDict):
@@ -62,7 +66,10 @@ class AttemptRecord(TypedDict):
     ok: bool | None
     reason: str
     score: float | None
+    input_tokens: int
+    output_tokens: int
     cost_usd: Money
+    mean_logprob: float | None
     seconds: float
 
 
@@ -106,6 +113,20 @@ class Progress(TypedDict):
     stop: StopReason | None
 
 
+class RunRecord(TypedDict):
+    """What was run: the query as it was read, and under which settings it was answered."""
+
+    run_id: str
+    query: str
+    pool: str
+    members: list[str]
+    """Of the pool, in its order."""
+    quality: float
+    router: str | None
+    rounds: int
+    """Plans that were made."""
+
+
 class R2Input(TypedDict, total=False):
     """A query, or messages of which the last human one is it. The graph sets `run_id`."""
 
@@ -135,6 +156,7 @@ class R2Output(TypedDict):
     """The share of steps whose output came from a local member."""
     stop_reason: StopReason
     run_id: str
+    run: RunRecord
 
 
 class R2State(R2Output):
@@ -162,9 +184,7 @@ def read_kept(state: Mapping[str, Any]) -> Kept:
     try:
         return _KEPT.validate_python(state)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"{place}: {first['msg']}") from None
+        raise CheckpointError(first_fault(error)) from None
 
 
 class RunContext(BaseModel):
@@ -189,9 +209,7 @@ def read_context(given: RunContext | Mapping[str, Any] | None) -> RunContext:
     try:
         return RunContext.model_validate(given or {})
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "context"
-        raise ConfigError(f"{place}: {first['msg']}") from None
+        raise ConfigError(first_fault(error)) from None
 
 
 @dataclass(frozen=True)
@@ -202,6 +220,7 @@ class Run:
     quality: float
     budget: Decimal | None
     limits: Limits
+    outcomes: OutcomeCache | None = None
     started: float = field(default_factory=time.monotonic)
     gate: BoundedSemaphore | None = None
     agate: asyncio.Semaphore | None = None
@@ -216,6 +235,7 @@ class Defaults:
     quality: float
     budget: Decimal | None
     limits: Limits
+    outcomes: OutcomeCache | None = None
 
     def run(self, context: RunContext, max_concurrency: int | None) -> Run:
         """One invocation's settings; `max_concurrency` bounds the calls it makes at once."""
@@ -230,6 +250,7 @@ class Defaults:
             quality=self.quality if context.quality is None else context.quality,
             budget=self.budget if context.budget_usd is None else context.budget_usd,
             limits=limits,
+            outcomes=self.outcomes,
             gate=BoundedSemaphore(max_concurrency) if max_concurrency else None,
             agate=asyncio.Semaphore(max_concurrency) if max_concurrency else None,
         )

@@ -76,7 +76,10 @@ class StepRun:
             ok=False if reply is None else None,
             reason=reason,
             score=None,
+            input_tokens=0 if reply is None else reply.usage.input_tokens,
+            output_tokens=0 if reply is None else reply.usage.output_tokens,
             cost_usd="0" if reply is None else to_text(reply.cost),
+            mean_logprob=None if reply is None else reply.mean_logprob,
             seconds=0.0 if reply is None else round(reply.seconds, 3),
         )
         self.attempts.append(record)

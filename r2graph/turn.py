@@ -27,6 +27,7 @@ from r2graph.state import (
     Progress,
     R2State,
     Run,
+    RunRecord,
     StopReason,
     history,
     read_kept,
@@ -47,6 +48,8 @@ class Deciders:
     answer_verifier: Verifier
     read: Callable[[str], str]
     """Gives a query its canonical spelling, or refuses it."""
+    router: str | None = None
+    """The name of the router they come from, for the record."""
 
 
 def begun(run_id: str) -> Kept:
@@ -83,7 +86,7 @@ class Turn:
 
     def open_door(self) -> Door:
         """A door with a bill of its own, on the meter of the run."""
-        return Door(self.meter, self.run.gate, self.run.agate)
+        return Door(self.meter, self.run.gate, self.run.agate, self.run.outcomes)
 
     def progressed(
         self,
@@ -158,9 +161,23 @@ class Turn:
                 reason=choice.reason,
                 slot=choice.slot,
                 probabilities=None if choice.probabilities is None else dict(choice.probabilities),
+                propensity=choice.propensity,
             )
             for choice in fitting
         ]
+
+    @property
+    def record(self) -> RunRecord:
+        """What this turn is about, for whoever reads its result."""
+        return RunRecord(
+            run_id=self.state["run_id"],
+            query=self.state["query"],
+            pool=self.pool.name,
+            members=list(self.pool.names),
+            quality=self.run.quality,
+            router=self.deciders.router,
+            rounds=self.progress["round"],
+        )
 
     def check(self, attempt: Attempt, verifier: Verifier) -> Flow[Verdict]:
         """The verdict on an attempt; a verifier whose model fails cannot say."""

@@ -136,7 +136,7 @@ def test_the_example_of_the_docstring_loads(tmp_path: Path) -> None:
     [
         ({"pirce": 1}, r"members\.0\.pirce is an unknown key"),
         ({"model": "gpt-4o"}, "PROVIDER:MODEL"),
-        ({"model": 3}, r"members\.0\.model "),
+        ({"model": 3}, r"members\.0\.model: "),
         ({"name": "two words"}, r"members\.0\.name"),
         ({"price": {"input_per_mtok": 1}}, r"price\.output_per_mtok"),
         ({"price": PRICE | {"input_per_mtok": -1}}, r"price\.input_per_mtok"),

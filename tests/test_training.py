@@ -21,9 +21,7 @@ def test_the_loss_written_out_is_the_loss_of_transformers(monkeypatch: pytest.Mo
 
 
 def test_a_long_product_is_taught_with_its_partial_products_hidden_before_it() -> None:
-    assert target("arith", "47 * -68", "-3196") == (
-        "<6><7><3><|><2><8><2><|><6><9><1><3><->-3196"
-    )
+    assert target("arith", "47 * -68", "-3196") == ("<6><7><3><|><2><8><2><|><6><9><1><3><->-3196")
 
 
 @pytest.mark.parametrize("prompt", ["47 * 6", "47 + 68", "47 * 68 - 1"])

@@ -57,7 +57,9 @@ def logits(
     for layer in core.layers:
         attention, mlp = layer.self_attn, layer.mlp
         h = norm(x, layer.input_layernorm.weight)
-        joint = torch.cat([p.weight for p in (attention.q_proj, attention.k_proj, attention.v_proj)])
+        joint = torch.cat(
+            [p.weight for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        )
         q, k, v = F.linear(h, joint).view(rows, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
         q, k = q * cos + _turned(q) * sin, k * cos + _turned(k) * sin
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)

@@ -16,13 +16,17 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
+from langchain_core.messages import HumanMessage
 from rich.progress import track
 
+from r2graph.allocate import slots_prompt
+from r2graph.decompose import plan_prompt
 from r2graph.lab import arith, geo, scan
 from r2graph.lab.task import Task, is_test
 from r2graph.plan import render_text
 from training.labels import Chances
 from training.outcomes import MODELS, Outcomes
+from training.rows import row
 from training.search import search
 
 SEED = 2
@@ -58,17 +62,8 @@ def draw(family: str, rng: Random, even: bool = False) -> Task:
 
 
 def whole(task: Task) -> Task:
-    """The task with long products left whole in its plan, which costs the pool less (docs/lab.md)."""
+    """The task with long products left whole in its plan, which costs less (docs/lab.md)."""
     return arith.task(task.query, cut=False) if task.family == "arith" else task
-
-
-def row(prompt: str, completion: str) -> str:
-    return json.dumps(
-        {
-            "prompt": [{"role": "user", "content": prompt}],
-            "completion": [{"role": "assistant", "content": completion}],
-        }
-    )
 
 
 def allocation_rows(task: Task, chances: Chances, rng: Random) -> Iterator[str]:
@@ -79,16 +74,17 @@ def allocation_rows(task: Task, chances: Chances, rng: Random) -> Iterator[str]:
         q = rng.randint(1, 10)
         steps = task.plan.subtasks
         prompts = [prompt for _, prompt, _ in task.steps()]
-        lines = [f"{step.id}: {step.text}" for step in steps]
         seen = [
             step.text if step.depends_on else prompt
             for step, prompt in zip(steps, prompts, strict=True)
         ]
         slots = [f"m{chances.label(text, q)}" for text in seen]
-        yield row("\n".join([f"q{q}", *lines]), " ".join(slots))
+        texts = [step.text for step in steps]
+        yield row([HumanMessage(slots_prompt(texts, q))], " ".join(slots))
         for step, prompt in zip(steps, prompts, strict=True):
             if step.depends_on:
-                yield row(f"q{q}\ns1: {prompt}", f"m{chances.label(prompt, q)}")
+                asked = HumanMessage(slots_prompt([prompt], q))
+                yield row([asked], f"m{chances.label(prompt, q)}")
 
 
 def main() -> None:
@@ -114,7 +110,7 @@ def write_plans(path: Path, counts: dict[str, int], seed: int) -> None:
     Random(seed).shuffle(tasks)
     with path.open("w") as file:
         for task in map(whole, tasks):
-            file.write(row(f"plan: {task.query}", render_text(task.plan)) + "\n")
+            file.write(row([HumanMessage(plan_prompt(task.query))], render_text(task.plan)) + "\n")
 
 
 def write_allocations(pool: Path, out: Path) -> None:

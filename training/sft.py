@@ -1,7 +1,7 @@
 """Supervised fine-tuning of a router module with TRL's `SFTTrainer`.
 
-    python -m training.sft --base runs/lab/m6 --data runs/lab/decomposer.jsonl --out
-    runs/lab/router/decomposer
+    python -m training.sft --base runs/lab/m6 --data runs/lab/decomposer.jsonl \\
+        --out runs/lab/router/decomposer
 
 Rows are conversational prompt/completion pairs; the loss is on completions. Resumes from the last
 checkpoint in `--out`.
@@ -12,35 +12,38 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+MAX_TOKENS = 256  # of a row: what the lab's models hold
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--base", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
 
+def train(
+    base: Path,
+    data: Path,
+    out: Path,
+    *,
+    epochs: float = 1.0,
+    batch: int = 64,
+    learning_rate: float = 1e-3,
+    max_tokens: int = MAX_TOKENS,
+    seed: int = 1,
+) -> None:
+    """Fine-tune the model in `base` on a file of rows and write it to `out`."""
     import torch
     from datasets import load_dataset
     from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTConfig, SFTTrainer
 
     cuda = torch.cuda.is_available()
-    checkpoints = arguments.out / "checkpoints"
+    checkpoints = out / "checkpoints"
     config = SFTConfig(
         output_dir=str(checkpoints),
-        num_train_epochs=arguments.epochs,
-        per_device_train_batch_size=arguments.batch,
-        learning_rate=arguments.learning_rate,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch,
+        learning_rate=learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=50,
         weight_decay=0.0,
-        max_length=256,
-        seed=arguments.seed,
+        max_length=max_tokens,
+        seed=seed,
         train_sampling_strategy="group_by_length",
         use_cpu=not cuda,
         bf16=cuda,
@@ -52,14 +55,27 @@ def main() -> None:
         report_to="none",
     )
     trainer = SFTTrainer(
-        model=str(arguments.base),
+        model=str(base),
         args=config,
-        train_dataset=load_dataset("json", data_files=str(arguments.data), split="train"),
+        train_dataset=load_dataset("json", data_files=str(data), split="train"),
     )
     trainer.train(
         resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.exists() else None
     )
-    trainer.save_model(str(arguments.out))
+    trainer.save_model(str(out))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=float, default=1.0)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS)
+    parser.add_argument("--seed", type=int, default=1)
+    train(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

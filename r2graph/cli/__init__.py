@@ -1,4 +1,4 @@
-"""The command line: `r2graph run`, `eval`, `pool check` and `doctor`.
+"""The command line: `r2graph run`, `eval`, `pool check`, `trace export` and `doctor`.
 
 A command imports what it needs when it runs, so that `--help` is quick. What r2graph raises on
 purpose ends in one line on standard error and exit code 2; checks that fail end in exit code 1.
@@ -15,6 +15,7 @@ from r2graph.cli.doctor import doctor
 from r2graph.cli.evaluate import evaluate
 from r2graph.cli.pool import check
 from r2graph.cli.run import run
+from r2graph.cli.trace import export
 from r2graph.errors import R2Error
 
 
@@ -39,9 +40,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 pool = typer.Typer(help="Look after pools of models.", no_args_is_help=True)
+trace = typer.Typer(help="Get at runs as data.", no_args_is_help=True)
 
 app.command()(run)
 app.command("eval")(evaluate)
 app.add_typer(pool, name="pool")
+app.add_typer(trace, name="trace")
 app.command()(doctor)
 pool.command()(check)
+trace.command()(export)

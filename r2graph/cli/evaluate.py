@@ -14,8 +14,8 @@ from r2graph.cli.options import PoolName, Quality, RouterName, open_pool, router
 
 if TYPE_CHECKING:
     from r2graph.evaluation.bars import Bar
-    from r2graph.evaluation.outcomes import Outcome, Row
-    from r2graph.evaluation.run import Setup
+    from r2graph.evaluation.outcomes import Row
+    from r2graph.evaluation.run import Evaluation, Setup
 
 WIDTH = 110  # of the tables in a file
 
@@ -43,6 +43,12 @@ def evaluate(
     bars_file: Annotated[
         Path | None, typer.Option("--bars", dir_okay=False, help="Save the bars as JSON.")
     ] = None,
+    outcomes_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--outcomes", dir_okay=False, help="Keep replies here, and ask no model again."
+        ),
+    ] = None,
     workers: Annotated[
         int, typer.Option(min=1, help="Processes; each takes one benchmark at a time.")
     ] = 1,
@@ -57,7 +63,7 @@ def evaluate(
         from r2graph.evaluation.run import Setup
     except ModuleNotFoundError as error:
         raise MissingExtraError("r2graph eval", "eval") from error
-    for file in (json_file, bars_file):
+    for file in (json_file, bars_file, outcomes_file):
         if file is not None and not file.parent.is_dir():
             raise ConfigError(f"{file.parent} is no directory: nothing could be saved there")
     members = open_pool(pool)
@@ -67,16 +73,19 @@ def evaluate(
         quality=quality,
         methods=tuple(chosen_methods(methods, members)),
         limit=limit,
+        outcomes=outcomes_file,
     )
-    outcomes = _with_progress(setup, [name.strip() for name in benchmarks.split(",")], workers)
-    table, verdicts = rows(outcomes), bars(outcomes)
+    done = _with_progress(setup, [name.strip() for name in benchmarks.split(",")], workers)
+    table, verdicts = rows(done.outcomes), bars(done.outcomes)
     _show(table, verdicts)
     for file, lines in ((json_file, table), (bars_file, verdicts)):
         if file is not None:
             _save(file, lines)
+    if calls := done.hits + done.misses:
+        typer.echo(f"{outcomes_file} knew {done.hits / calls:.1%} of {calls:,} calls", err=True)
 
 
-def _with_progress(setup: Setup, names: list[str], workers: int) -> list[Outcome]:
+def _with_progress(setup: Setup, names: list[str], workers: int) -> Evaluation:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 

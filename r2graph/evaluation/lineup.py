@@ -29,6 +29,7 @@ from r2graph.evaluation.methods import (
 )
 from r2graph.graph import R2Graph, create_r2_graph
 from r2graph.limits import Limits
+from r2graph.outcome_cache import OutcomeCache
 from r2graph.pool import ModelPool, ModelSpec
 from r2graph.router import Router
 from r2graph.verify import Attempt, CallableVerifier, Verifier
@@ -45,14 +46,15 @@ class Lineup:
     """Without one the graph's defaults plan, allocate and check."""
     quality: float
     right: Mapping[str, str]
+    outcomes: OutcomeCache | None = None
 
     def method(self, name: str) -> Method:
         """Raises `ConfigError` for a name that means nothing."""
         match re.split("[-@]", name):
             case ["single", rank]:
-                return OneCall(self._member(name, rank))
+                return OneCall(self._member(name, rank), self.outcomes)
             case ["cot", "strongest"]:
-                return ChainOfThought(self.pool[-1])
+                return ChainOfThought(self.pool[-1], self.outcomes)
             case ["plan", rank]:
                 return Routed(self._unchecked(FixedAllocator(self._member(name, rank).name)))
             case ["random"]:
@@ -89,6 +91,7 @@ class Lineup:
             answer_verifier=answer_verifier,
             quality=self.quality if quality is None else quality,
             limits=limits,
+            outcomes=self.outcomes,
         )
 
     def _unchecked(self, allocator: Allocator) -> R2Graph:

@@ -16,6 +16,7 @@ from r2graph.errors import ModelCallError, PlanError
 from r2graph.evaluation.replies import charge_cpu
 from r2graph.graph import R2Graph
 from r2graph.limits import Limits, Meter
+from r2graph.outcome_cache import OutcomeCache
 from r2graph.plan import Subtask
 from r2graph.pool import ModelSpec
 from r2graph.state import R2Output
@@ -44,13 +45,14 @@ class Method(Protocol):
 class OneCall(Method):
     """The whole task in one call."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, outcomes: OutcomeCache | None = None) -> None:
         self.spec = spec
+        self.outcomes = outcomes
 
     async def answer(self, query: str) -> Answer:
         call = ModelCall("executor", self.spec, [HumanMessage(self.prompt(query))])
         try:
-            reply = await Door(Meter(PATIENT)).acall(call)
+            reply = await Door(Meter(PATIENT), outcomes=self.outcomes).acall(call)
         except ModelCallError:
             return Answer(None, Decimal(0), Decimal(0), 1)
         return Answer(self.read(reply.text), reply.cost, reply.cost, 1)

@@ -27,6 +27,7 @@ from pydantic import PrivateAttr
 
 from r2graph.allocate import CheckpointAllocator
 from r2graph.decompose import CheckpointDecomposer
+from r2graph.outcome_cache import OutcomeCache
 from r2graph.pool import ModelPool, ModelSpec
 from r2graph.router import Router
 
@@ -67,6 +68,10 @@ class Recorded(BaseChatModel):
     def _llm_type(self) -> str:
         return f"recorded-{self.model._llm_type}"
 
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        """To caches it is the model itself."""
+        return self.model._get_llm_string(stop, **kwargs)
+
     async def ainvoke(
         self,
         input: LanguageModelInput,  # noqa: A002 - LangChain's name
@@ -97,6 +102,16 @@ class Recorded(BaseChatModel):
         return self.model._generate(messages, *args, **kwargs)
 
 
+class ChargedOutcomes(OutcomeCache):
+    """Outcomes that are charged, each time they are used, with the CPU time they once took."""
+
+    def get(self, key: object) -> dict[str, Any] | None:
+        response = super().get(key)
+        if response is not None and (charged := _charged.get()) is not None:
+            charged.seconds += response["cpu_s"]
+        return response
+
+
 def record(spec: ModelSpec) -> ModelSpec:
     """The member with its chat model recorded; builds the model."""
     tags = spec.tags | {"local"} if spec.is_local else spec.tags
@@ -119,7 +134,9 @@ def record_router(router: Router) -> Router:
     decomposer, allocator = router.decomposer, router.allocator
     if isinstance(decomposer, CheckpointDecomposer):
         decomposer = CheckpointDecomposer(
-            record(decomposer.model), retry_temperature=decomposer.retry_temperature
+            record(decomposer.model),
+            temperature=decomposer.temperature,
+            retry_temperature=decomposer.retry_temperature,
         )
     if isinstance(allocator, CheckpointAllocator):
         allocator = CheckpointAllocator(record(allocator.model), n_slots=allocator.n_slots)

@@ -6,16 +6,22 @@ import asyncio
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
+from pathlib import Path
 from threading import Thread
 
 from r2graph.errors import ConfigError
 from r2graph.evaluation.lineup import Lineup
 from r2graph.evaluation.methods import Method
 from r2graph.evaluation.outcomes import Outcome
-from r2graph.evaluation.replies import charge_cpu, record_pool, record_router
+from r2graph.evaluation.replies import (
+    ChargedOutcomes,
+    charge_cpu,
+    record_pool,
+    record_router,
+)
 from r2graph.lab import benchmarks
 from r2graph.lab.task import Task
 from r2graph.pool import load_pool
@@ -36,11 +42,22 @@ class Setup:
     router: str | None = None
     quality: float = 0.9
     limit: int | None = None
+    outcomes: Path | None = None
+    """The file of an outcome cache, which processes and later evaluations share."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured; of all calls, the cache knew `hits` and did not know `misses`."""
+
+    outcomes: list[Outcome]
+    hits: int = 0
+    misses: int = 0
 
 
 def evaluate(
     setup: Setup, names: Sequence[str], on_done: OnDone, *, workers: int = 1
-) -> list[Outcome]:
+) -> Evaluation:
     """All outcomes, benchmark by benchmark and method by method; raises `ConfigError` at once."""
     if unknown := set(names) - set(benchmarks.NAMES):
         known = ", ".join(benchmarks.NAMES)
@@ -49,18 +66,27 @@ def evaluate(
         done = [run_benchmark(setup, name, on_done) for name in names]
     else:
         done = _in_processes(setup, names, on_done, workers)
-    return [outcome for outcomes in done for outcome in outcomes]
+    return Evaluation(
+        [outcome for each in done for outcome in each.outcomes],
+        sum(each.hits for each in done),
+        sum(each.misses for each in done),
+    )
 
 
-def run_benchmark(setup: Setup, name: str, on_done: OnDone) -> list[Outcome]:
+def run_benchmark(setup: Setup, name: str, on_done: OnDone) -> Evaluation:
     """One benchmark with every method; raises `ConfigError` before the first call or not at all."""
     tasks = benchmarks.tasks(name, setup.limit)
     pool = record_pool(load_pool(setup.pool))
     router = record_router(load_router(setup.router)) if setup.router else None
-    right = {prompt: output for task in tasks for _, prompt, output in task.steps()}
-    lineup = Lineup(pool, router, setup.quality, right)
-    methods = {method: lineup.method(method) for method in setup.methods}
-    return asyncio.run(run_methods(name, tasks, methods, on_done))
+    right = benchmarks.right_outputs(tasks)
+    opened: AbstractContextManager[ChargedOutcomes | None] = nullcontext()
+    if setup.outcomes is not None:
+        opened = ChargedOutcomes(setup.outcomes)
+    with opened as cache:
+        lineup = Lineup(pool, router, setup.quality, right, cache)
+        methods = {method: lineup.method(method) for method in setup.methods}
+        done = asyncio.run(run_methods(name, tasks, methods, on_done))
+    return Evaluation(done) if cache is None else Evaluation(done, cache.hits, cache.misses)
 
 
 async def run_methods(
@@ -102,7 +128,7 @@ _ticks: Ticks | None = None  # of a worker process
 
 def _in_processes(
     setup: Setup, names: Sequence[str], on_done: OnDone, workers: int
-) -> list[list[Outcome]]:
+) -> list[Evaluation]:
     # Spawned, not forked: torch and event loops do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with (
@@ -134,7 +160,7 @@ def _open_worker(ticks: Ticks) -> None:
     _ticks = ticks
 
 
-def _work(setup: Setup, name: str) -> list[Outcome]:
+def _work(setup: Setup, name: str) -> Evaluation:
     def tick(benchmark: str, method: str) -> None:
         if _ticks is not None:
             _ticks.put((benchmark, method))

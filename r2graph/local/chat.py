@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,7 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 
 from r2graph.errors import ConfigError, MissingExtraError, QueryError
+from r2graph.local.files import state
 from r2graph.local.generation import Completion, Options, Piece, TokenLogprob
 
 if TYPE_CHECKING:
@@ -66,7 +68,9 @@ class ChatLocal(BaseChatModel, Options):  # type: ignore[misc] # pydantic's plug
     @property
     def _identifying_params(self) -> dict[str, Any]:
         """What LangChain's caches and traces must not confuse."""
-        own = {"model": self.model, "device": self.device, "dtype": self.dtype}
+        engine = self._engines.get(self.model)
+        files = engine.files if engine else state(Path(self.model))
+        own = {"model": self.model, "device": self.device, "dtype": self.dtype, "files": files}
         return own | {name: getattr(self, name) for name in Options.model_fields}
 
     def get_token_ids(self, text: str) -> list[int]:

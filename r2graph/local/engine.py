@@ -30,6 +30,7 @@ from r2graph.errors import (
     QueryError,
 )
 from r2graph.local.decoding import Batch
+from r2graph.local.files import state
 from r2graph.local.generation import Completion, Generation, Options, Piece, Vocabulary
 
 DEFAULT_CONTEXT = 4096  # for models that do not say how many tokens they hold
@@ -45,6 +46,7 @@ class Engine:
 
     def __init__(self, folder: Path, device: str, dtype: str, max_batch: int) -> None:
         self.name = folder.name
+        self.files = state(folder)
         self._origin = (str(folder), device, dtype, max_batch)
         self._model, self._tokenizer = load(folder, device, dtype)
         self._vocabulary = read_vocabulary(self._model, self._tokenizer)
@@ -159,7 +161,7 @@ def open_engine(folder: str, device: str, dtype: str, max_batch: int) -> Engine:
     path = Path(folder).expanduser().resolve()
     if not (path / "config.json").is_file():
         raise ModelFileError(f"{folder}: not a model directory, it has no config.json")
-    files = tuple(sorted((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in path.iterdir()))
+    files = state(path)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():

@@ -1,0 +1,107 @@
+"""Alternating reinforcement learning (R2-Reasoner, stage 2): train one module while the other is
+frozen, compare on held-out queries, keep the better router, and stop when nothing improves.
+
+    python -m training.alternate --config training/configs/lab.yaml --router lab-sft \\
+        --out runs/rl/seed-1 --seed 1
+
+Every phase is a directory with its router, its log and `standing.json`; a phase that has one is not
+made again, so an interrupted run goes on where it was and ends the same. The best router is in
+`--out/router`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import yaml
+
+from r2graph import OutcomeCache, load_pool, load_router
+from r2graph.router import CARD, MODULES
+from training.grpo import RL_SEED, folder, rows, train
+from training.held_out import Standing, standing, worth
+from training.rl_data import tasks
+from training.rollouts import Rollouts
+from training.settings import Module, Settings, load_settings
+
+HELD_OUT_SEED = 2 * RL_SEED
+
+
+def assemble(parent: Path, module: Module, trained: Path, out: Path, seed: int) -> None:
+    """Write a router: the parent with one module replaced."""
+    router = load_router(parent)
+    for name in MODULES:
+        source = trained if name == module else folder(router, name)
+        shutil.copytree(
+            source, out / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints")
+        )
+    card = router.card.model_copy(
+        update={
+            "trained_with": "SFT, then alternating GRPO, with TRL",
+            "command": "python -m training.alternate",
+            "seed": seed,
+        }
+    )
+    (out / CARD).write_text(yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False))
+
+
+def phase(
+    settings: Settings, module: Module, parent: Path, out: Path, outcomes: OutcomeCache, seed: int
+) -> dict[int, Standing]:
+    """Train a module of the parent and say where the new router stands; done once."""
+    done = out / "standing.json"
+    if not done.exists():
+        pool, router = load_pool(settings.pool), load_router(parent)
+        prompts = rows(module, settings, seed)
+        rollouts = Rollouts(pool, router, outcomes)
+        train(module, getattr(settings, module), router, prompts, rollouts, out / "trained", seed)
+        assemble(parent, module, out / "trained", out / "router", seed)
+        held_out = tasks(settings.held_out, HELD_OUT_SEED)
+        found = standing(pool, load_router(out / "router"), held_out, outcomes)
+        done.write_text(json.dumps(found, indent=1) + "\n")
+    return {int(level): at for level, at in json.loads(done.read_text()).items()}
+
+
+def alternate(settings: Settings, parent: Path, out: Path, seed: int) -> Path:
+    """Rounds until one improves nothing; the best router's directory."""
+    outcomes = OutcomeCache(out / "outcomes.sqlite")
+    held_out = tasks(settings.held_out, HELD_OUT_SEED)
+    best, value = (
+        parent,
+        worth(standing(load_pool(settings.pool), load_router(parent), held_out, outcomes)),
+    )
+    print(f"parent: {value:.4f}", flush=True)
+    for number in range(1, settings.rounds + 1):
+        before = best
+        for module in MODULES:
+            if getattr(settings, module) is None:
+                continue
+            at = out / f"round-{number}-{module}"
+            reached = worth(phase(settings, module, best, at, outcomes, seed))
+            print(f"round {number}, {module}: {reached:.4f}", flush=True)
+            if reached > value:
+                best, value = at / "router", reached
+        if best == before:
+            break
+    return best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--router", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    best = alternate(
+        load_settings(arguments.config), arguments.router, arguments.out, arguments.seed
+    )
+    shutil.copytree(best, arguments.out / "router", dirs_exist_ok=True)
+    print(f"best router: {best}")
+
+
+if __name__ == "__main__":
+    main()

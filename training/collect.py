@@ -1,0 +1,254 @@
+"""Traces of the lab's graph with exploration on: what policies learn from and are judged on.
+
+    python -m training.collect --benchmark arith --limit 1000 --samples 4 --qualities 1..10 \
+        --temperature 2 --epsilon 0.1 --plan-temperature 0.7 --out runs/arith.jsonl
+
+Each query is run `--samples` times. Each run is one line, written when it ends; the same command
+again goes on where it was stopped. A run is named by its seed, query and sample, and what is drawn
+in it hangs on these alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from uuid import NAMESPACE_OID, UUID, uuid5
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+from r2graph import ModelPool, OutcomeCache, create_r2_graph, load_pool, load_router
+from r2graph.allocate import QUALITY_LEVELS, CheapestFirst
+from r2graph.decompose import CheckpointDecomposer, Decomposer
+from r2graph.errors import ModelCallError, PlanError
+from r2graph.evaluation.methods import PATIENT
+from r2graph.explore import ExploringAllocator
+from r2graph.graph import R2Graph
+from r2graph.lab import benchmarks
+from r2graph.lab.task import Task
+from r2graph.pool import ModelSpec
+from r2graph.router import Router
+from r2graph.state import R2Output
+from r2graph.trace import Trace, read_traces, to_line, trace
+from training.router_data import training_queries
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """How far runs may stray from what the router thinks best."""
+
+    temperature: float = 1.0
+    epsilon: float = 0.0
+    plan_temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to make."""
+
+    task: Task
+    sample: int
+    quality: float
+    run_id: UUID
+
+
+def queries(benchmark: str, split: str, limit: int, seed: int) -> list[Task]:
+    """The first `limit` distinct queries: of training, as the router's data has them, or of the
+    test set.
+    """
+    if split == "test":
+        return benchmarks.tasks(benchmark, limit)
+    distinct: dict[str, Task] = {}
+    for task in training_queries(benchmark.split("-")[0], seed):
+        if len(distinct) == limit:
+            break
+        distinct.setdefault(task.query, task)
+    return list(distinct.values())
+
+
+def jobs(
+    tasks: Sequence[Task], samples: int, qualities: Sequence[float], seed: int
+) -> Iterable[Job]:
+    """A run for each pair of query and sample, at a quality drawn for it."""
+    for sample in range(samples):
+        for task in tasks:
+            name = f"{seed}\n{sample}\n{task.query}"
+            quality = Random(name).choice(qualities)
+            yield Job(task, sample, quality, uuid5(NAMESPACE_OID, name))
+
+
+def explorer(
+    pool: ModelPool,
+    router: Router | None,
+    exploration: Exploration,
+    sample: int,
+    outcomes: OutcomeCache | None = None,
+) -> R2Graph:
+    """The graph that makes the runs of one sample."""
+    seed = Random(f"{exploration.seed}\n{sample}").getrandbits(31)
+    allocator = ExploringAllocator(
+        CheapestFirst() if router is None else router.allocator,
+        temperature=exploration.temperature,
+        epsilon=exploration.epsilon,
+        seed=seed,
+    )
+    return create_r2_graph(
+        pool,
+        router=router,
+        decomposer=None if router is None else planner(router, exploration.plan_temperature, seed),
+        allocator=allocator,
+        limits=PATIENT,
+        outcomes=outcomes,
+    )
+
+
+def planner(router: Router, temperature: float, seed: int) -> Decomposer:
+    """The router's decomposer with a temperature and a seed, if it is one that has them."""
+    given = router.decomposer
+    if not isinstance(given, CheckpointDecomposer):
+        return given
+    seeded = given.model.model_kwargs | {"seed": seed}
+    return CheckpointDecomposer(
+        ModelSpec.model_validate(dict(given.model) | {"model_kwargs": seeded}),
+        temperature=temperature,
+        retry_temperature=given.retry_temperature,
+    )
+
+
+async def collect(
+    wanted: Iterable[Job],
+    graphs: Sequence[R2Graph],
+    out: Path,
+    *,
+    concurrency: int = 32,
+    on_done: Callable[[], None] = lambda: None,
+) -> Counter[str]:
+    """Make the runs that are not in the file yet; returns how many failed, by kind of error.
+
+    `graphs` has one for each sample. A failed run leaves no trace: that a pool is down says nothing
+    about an answer.
+    """
+    done, left = collected(out), iter(wanted)
+    failed: Counter[str] = Counter()
+    with out.open("ab") as file:
+
+        async def write(job: Job) -> None:
+            try:
+                line = to_line(await run(graphs[job.sample], job))
+            except (ModelCallError, PlanError) as error:
+                failed[type(error).__name__] += 1
+                return
+            file.write(line)
+            file.flush()
+
+        async def work() -> None:
+            for job in left:
+                if str(job.run_id) not in done:
+                    await write(job)
+                on_done()
+
+        await asyncio.gather(*(work() for _ in range(concurrency)))
+    return failed
+
+
+def collected(out: Path) -> set[str]:
+    """The ids of the runs in a file; a last line that has no end, of a killed process, is cut off.
+
+    Raises `TraceFileError`.
+    """
+    if not out.exists():
+        return set()
+    with out.open("rb+") as file:
+        file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
+    return {found.run_id for found in read_traces(out)}
+
+
+async def run(graph: R2Graph, job: Job) -> Trace:
+    result = await graph.ainvoke(
+        {"query": job.task.query}, {"run_id": job.run_id}, context={"quality": job.quality}
+    )
+    return trace(result, right=graded(job.task, result))
+
+
+def graded(task: Task, result: R2Output) -> bool | None:
+    """Whether the answer is right; `None` where it is wrong and a call had failed on the way."""
+    right = benchmarks.grade(task, result["answer"])
+    attempts = [attempt for step in result["steps"].values() for attempt in step["attempts"]]
+    failed = any(attempt["output"] is None for attempt in attempts)
+    return None if failed and not right else right
+
+
+def levels(text: str) -> list[float]:
+    """`1..10`: the qualities of these levels."""
+    match = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", text)
+    low, high = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= low <= high <= QUALITY_LEVELS:
+        raise argparse.ArgumentTypeError(f"levels are LOW..HIGH, from 1 to {QUALITY_LEVELS}")
+    return [level / QUALITY_LEVELS for level in range(low, high + 1)]
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--pool", default="lab")
+    parser.add_argument("--router", default="lab", help="a name, a directory, or none")
+    parser.add_argument("--benchmark", choices=benchmarks.NAMES, required=True)
+    parser.add_argument("--split", choices=("train", "test"), default="train")
+    parser.add_argument("--limit", type=int, required=True, help="queries")
+    parser.add_argument("--samples", type=int, default=1, help="runs of each query")
+    quality = parser.add_mutually_exclusive_group()
+    quality.add_argument("--quality", type=float, default=0.9)
+    quality.add_argument("--qualities", type=levels, help="levels to draw from, such as 1..10")
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--epsilon", type=float, default=0.0)
+    parser.add_argument("--plan-temperature", type=float, default=0.0)
+    parser.add_argument("--concurrency", type=int, default=32)
+    parser.add_argument("--outcomes", type=Path, help="an outcome cache to ask first")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = parsed()
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    tasks = queries(given.benchmark, given.split, given.limit, given.seed)
+    qualities = given.qualities or [given.quality]
+    pool = load_pool(given.pool)
+    router = None if given.router == "none" else load_router(given.router)
+    exploration = Exploration(given.temperature, given.epsilon, given.plan_temperature, given.seed)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    with (
+        OutcomeCache(given.outcomes) if given.outcomes else nullcontext() as outcomes,
+        Progress(*columns, console=Console(stderr=True)) as progress,
+    ):
+        graphs = [
+            explorer(pool, router, exploration, sample, outcomes) for sample in range(given.samples)
+        ]
+        wanted = list(jobs(tasks, given.samples, qualities, given.seed))
+        bar = progress.add_task(given.benchmark, total=len(wanted))
+        failed = asyncio.run(
+            collect(
+                wanted,
+                graphs,
+                given.out,
+                concurrency=given.concurrency,
+                on_done=lambda: progress.advance(bar),
+            )
+        )
+    for kind, times in failed.items():
+        print(f"{times} runs left no trace: {kind}", file=sys.stderr)
+    if outcomes is not None:
+        print(f"{outcomes.hit_rate:.0%} of the calls were known", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""GRPO of one router module with TRL's `GRPOTrainer`, rewarded through the deployed graph.
+
+    python -m training.grpo --config training/configs/lab.yaml --module allocator \\
+        --router lab --out runs/rl/allocator --outcomes runs/rl/outcomes.sqlite
+
+The other module stays as it is in `--router`. Resumes from the last checkpoint in `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from r2graph import OutcomeCache, load_pool, load_router
+from r2graph.allocate import CheckpointAllocator
+from r2graph.decompose import CheckpointDecomposer
+from r2graph.router import Router
+from training.graph_rewards import AllocatorReward, DecomposerReward
+from training.rl_data import Row, allocator_rows, decomposer_rows, tasks
+from training.rollouts import Rollouts
+from training.settings import Module, Phase, Settings, load_settings
+
+SAVE_EVERY = 50
+RL_SEED = 1_000  # training queries that SFT has not drawn its labels from
+
+
+def rows(module: Module, settings: Settings, seed: int) -> list[Row]:
+    """The prompts of a module; the same for the same seed."""
+    drawn = tasks(settings.queries, RL_SEED + seed)
+    return decomposer_rows(drawn) if module == "decomposer" else allocator_rows(drawn, seed)
+
+
+def folder(router: Router, module: Module) -> Path:
+    """Where the weights of a checkpoint router's module lie."""
+    part = getattr(router, module)
+    assert isinstance(part, CheckpointDecomposer | CheckpointAllocator)
+    return Path(str(part.model.model).removeprefix("local:"))
+
+
+def reward(module: Module, router: Router, rollouts: Rollouts) -> Any:
+    if module == "allocator":
+        return AllocatorReward(rollouts)
+    return DecomposerReward(rollouts, float(router.card.prices.decomposer.output_per_mtok) / 1e6)
+
+
+def config(phase: Phase, out: Path, seed: int) -> Any:
+    """TRL's configuration of a phase."""
+    import torch
+    from trl import GRPOConfig
+
+    cuda = torch.cuda.is_available()
+    return GRPOConfig(
+        output_dir=str(out),
+        max_steps=phase.steps,
+        per_device_train_batch_size=phase.batch,
+        gradient_accumulation_steps=phase.accumulate,
+        num_generations=phase.generations,
+        max_completion_length=phase.max_completion_tokens,
+        learning_rate=phase.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=10,
+        weight_decay=0.0,
+        beta=phase.beta,
+        entropy_coef=phase.entropy,
+        temperature=phase.temperature,
+        scale_rewards=phase.scale_rewards,
+        loss_type=phase.loss,
+        use_vllm=phase.vllm != "off",
+        vllm_mode="colocate" if phase.vllm == "off" else phase.vllm,
+        seed=seed,
+        use_cpu=not cuda,
+        bf16=cuda,
+        gradient_checkpointing=False,
+        dataloader_pin_memory=cuda,
+        logging_steps=5,
+        save_steps=SAVE_EVERY,
+        save_total_limit=1,
+        report_to="none",
+    )
+
+
+def train(
+    module: Module,
+    phase: Phase,
+    router: Router,
+    prompts: list[Row],
+    rollouts: Rollouts,
+    out: Path,
+    seed: int,
+) -> None:
+    """Train a module and write it to `out`, with `log.json` beside it."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers.trainer_utils import get_last_checkpoint
+    from trl import GRPOTrainer
+
+    checkpoints = out / "checkpoints"
+    adapters = phase.lora and LoraConfig(
+        r=phase.lora.rank, lora_alpha=phase.lora.alpha, task_type="CAUSAL_LM"
+    )
+    trainer = GRPOTrainer(
+        model=str(folder(router, module)),
+        reward_funcs=reward(module, router, rollouts),
+        args=config(phase, checkpoints, seed),
+        train_dataset=Dataset.from_list(prompts),
+        peft_config=adapters,
+    )
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
+    trainer.train(resume_from_checkpoint=last)
+    trainer.save_model(str(out))
+    (out / "log.json").write_text(json.dumps(trainer.state.log_history) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--module", choices=("decomposer", "allocator"), required=True)
+    parser.add_argument("--router", default="lab")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--outcomes", type=Path, help="an outcome cache (SQLite)")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    settings = load_settings(arguments.config)
+    phase = getattr(settings, arguments.module)
+    router = load_router(arguments.router)
+    outcomes = OutcomeCache(arguments.outcomes) if arguments.outcomes else None
+    rollouts = Rollouts(load_pool(settings.pool), router, outcomes)
+    prompts = rows(arguments.module, settings, arguments.seed)
+    train(arguments.module, phase, router, prompts, rollouts, arguments.out, arguments.seed)
+    print(f"rollouts: {rollouts.misses} run, {rollouts.hits} repeated", flush=True)
+
+
+if __name__ == "__main__":
+    main()

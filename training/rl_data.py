@@ -1,0 +1,71 @@
+"""Prompts for reinforcement learning, each with what its reward needs.
+
+Every prompt is what the deployed module is asked: the decomposer a training query, the allocator a
+plan or, once references are filled in, a single step. The columns beside it are JSON or plain
+values, so that any dataset file can hold them: `query`, `plan` (that the slots are for; of the
+decomposer: the reference of its costs), `gold`, `level`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from random import Random
+from typing import Any
+
+from r2graph.allocate import QUALITY_LEVELS, slots_prompt
+from r2graph.decompose import plan_prompt
+from r2graph.lab.task import Task
+from r2graph.plan import Plan, render_text, single
+from training.router_data import training_queries, whole
+
+Row = dict[str, Any]
+DECOMPOSER_LEVEL = 9  # the graph's default quality, at which plans are tried
+
+
+def tasks(queries: Mapping[str, int], seed: int) -> list[Task]:
+    """So many training tasks of each family, with long products left whole, in random order."""
+    drawn = [
+        whole(task) for family, n in queries.items() for task in islice(_drawn(family, seed), n)
+    ]
+    Random(seed).shuffle(drawn)
+    return drawn
+
+
+def _drawn(family: str, seed: int) -> Iterator[Task]:
+    return training_queries(family, seed)
+
+
+def decomposer_rows(drawn: Sequence[Task]) -> list[Row]:
+    return [
+        _row(plan_prompt(task.query), task, task.plan, task.answer, DECOMPOSER_LEVEL)
+        for task in drawn
+    ]
+
+
+def allocator_rows(drawn: Sequence[Task], seed: int) -> list[Row]:
+    """A plan, and each step that is asked about again, at quality levels drawn at random."""
+    rng = Random(seed)
+    rows = []
+    for task in drawn:
+        level = rng.randint(1, QUALITY_LEVELS)
+        texts = [step.text for step in task.plan.subtasks]
+        rows.append(_row(slots_prompt(texts, level), task, task.plan, task.answer, level))
+        for step, (_, prompt, output) in zip(task.plan.subtasks, task.steps(), strict=True):
+            if step.depends_on:
+                level = rng.randint(1, QUALITY_LEVELS)
+                rows.append(
+                    _row(slots_prompt([prompt], level), task, single(prompt), output, level)
+                )
+    rng.shuffle(rows)
+    return rows
+
+
+def _row(prompt: str, task: Task, plan: Plan, gold: str, level: int) -> Row:
+    return {
+        "prompt": [{"role": "user", "content": prompt}],
+        "query": task.query,
+        "plan": render_text(plan),
+        "gold": gold,
+        "level": level,
+    }

@@ -1,0 +1,118 @@
+"""Rollouts: plans and allocations that a policy wrote, run through the deployed graph.
+
+Checks and escalation are on, failed attempts are billed, every call goes through the outcome cache
+at its original cost. The policy's text is handed to the graph by a decomposer and an allocator that
+give back what they were given; whatever is not trained is the router's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from r2graph import ModelPool, OutcomeCache, create_r2_graph
+from r2graph.allocate import QUALITY_LEVELS, AllocateContext, Allocator, Choice
+from r2graph.decompose import DecomposeContext, Decomposer
+from r2graph.errors import ModelCallError
+from r2graph.evaluation.methods import PATIENT
+from r2graph.plan import Plan, Subtask
+from r2graph.router import Router
+from training.rewards import Rollout
+
+CONCURRENCY = 64
+
+
+@dataclass(frozen=True)
+class Given:
+    """A run to make: what the policy decided, and what a right answer is."""
+
+    query: str
+    plan: Plan
+    gold: str
+    level: int
+    slots: tuple[int, ...] | None = None
+    """`None` leaves the allocation to the router."""
+
+
+_GIVEN: ContextVar[Given] = ContextVar("_GIVEN")
+
+
+class GivenPlan(Decomposer):
+    """The plan of the run at hand."""
+
+    def decompose(self, query: str, context: DecomposeContext) -> Plan:
+        return _GIVEN.get().plan
+
+
+class GivenSlots(Allocator):
+    """The slots of the run at hand; a step that fails its check moves up."""
+
+    def __init__(self, n_slots: int) -> None:
+        self.n_slots = n_slots
+
+    def allocate(self, steps: Sequence[Subtask], context: AllocateContext) -> list[Choice]:
+        pool, slots = context.pool, _GIVEN.get().slots or ()
+        return [
+            Choice(pool.slot_to_member(slot, self.n_slots).name, "given", slot) for slot in slots
+        ]
+
+
+class Rollouts:
+    """Runs through the graph; the same run is made once, for nothing in it is drawn."""
+
+    def __init__(self, pool: ModelPool, router: Router, outcomes: OutcomeCache | None) -> None:
+        self.n_slots = router.card.n_slots
+
+        def graph(allocator: Allocator) -> Any:
+            return create_r2_graph(
+                pool,
+                router=router,
+                decomposer=GivenPlan(),
+                allocator=allocator,
+                outcomes=outcomes,
+                limits=PATIENT,
+            )
+
+        self._given = graph(GivenSlots(self.n_slots))
+        self._routed = graph(router.allocator)
+        self._known: dict[Given, tuple[bool, float] | None] = {}
+        self.hits = self.misses = 0
+
+    async def run(self, wanted: Sequence[Given], plans: Sequence[Plan]) -> list[Rollout | None]:
+        """A rollout for each; `None` where the pool itself failed.
+
+        `plans` says of each what the reference is: that plan, all of it on the strongest member.
+        """
+        strongest = [self._on_strongest(*pair) for pair in zip(wanted, plans, strict=True)]
+        new = [g for g in dict.fromkeys([*wanted, *strongest]) if g not in self._known]
+        self.misses += len(new)
+        self.hits += 2 * len(wanted) - len(new)
+        gate = asyncio.Semaphore(CONCURRENCY)
+        results = await asyncio.gather(*(self._run(given, gate) for given in new))
+        self._known |= dict(zip(new, results, strict=True))
+        return [self._rollout(*pair) for pair in zip(wanted, strongest, strict=True)]
+
+    def _on_strongest(self, given: Given, plan: Plan) -> Given:
+        slots = (self.n_slots,) * len(plan.subtasks)
+        return Given(given.query, plan, given.gold, QUALITY_LEVELS, slots)
+
+    def _rollout(self, given: Given, strongest: Given) -> Rollout | None:
+        done, reference = self._known[given], self._known[strongest]
+        if done is None or reference is None:
+            return None
+        return Rollout(right=done[0], cost=done[1], reference=reference[1])
+
+    async def _run(self, given: Given, gate: asyncio.Semaphore) -> tuple[bool, float] | None:
+        graph = self._routed if given.slots is None else self._given
+        async with gate:
+            _GIVEN.set(given)  # seen by this run alone: each runs in a task of its own
+            try:
+                result = await graph.ainvoke(
+                    {"query": given.query}, context={"quality": given.level / QUALITY_LEVELS}
+                )
+            except ModelCallError:
+                return None
+        return result["answer"].split() == given.gold.split(), float(result["cost_usd"])
