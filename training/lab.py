@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 RUNS = Path("runs/lab")
-DECOMPOSER_BASE, ALLOCATOR_BASE = "m6", "m4"
+DECOMPOSER_BASE, ALLOCATOR_BASE = "m5", "m4"
 FAST = ("--learning-rate", "2e-3")
 
 Stage = tuple[str, Path, list[str]]  # name, the file that says it is done, module and arguments
@@ -31,11 +31,11 @@ def pretrain(model: str) -> Stage:
     return model, out / "training.json", ["training.pretrain", *arguments]
 
 
-def fine_tune(module: str, base: Path, *settings: str) -> Stage:
-    out = RUNS / "router" / module
-    arguments = ["--base", str(base), "--data", str(RUNS / f"{module}.jsonl")]
+def fine_tune(course: str, base: Path, data: str, *settings: str) -> Stage:
+    out = RUNS / "router" / course
+    arguments = ["--base", str(base), "--data", str(RUNS / f"{data}.jsonl")]
     done = out / "model.safetensors"
-    return module, done, ["training.sft", *arguments, "--out", str(out), *settings]
+    return course, done, ["training.sft", *arguments, "--out", str(out), *settings]
 
 
 def router_data(module: str) -> Stage:
@@ -44,20 +44,27 @@ def router_data(module: str) -> Stage:
     return name, RUNS / f"{module}.jsonl", ["training.router_data", *arguments]
 
 
+def decomposer() -> list[Stage]:
+    """Three courses: precedence takes a small planner long, and names fade meanwhile."""
+    first, second = RUNS / "router/decomposer", RUNS / "router/decomposer-arith"
+    last = ("--epochs", "2", "--learning-rate", "1.5e-3")
+    return [
+        router_data("decomposer"),
+        fine_tune("decomposer", RUNS / DECOMPOSER_BASE, "decomposer", *FAST),
+        router_data("decomposer-arith"),
+        fine_tune("decomposer-arith", first, "decomposer-arith", *FAST),
+        fine_tune("decomposer-last", second, "decomposer", *last),
+    ]
+
+
 CORPUS: Stage = (
     "corpus",
     RUNS / "corpus.npz",
     ["training.corpus", "--out", str(RUNS / "corpus.npz")],
 )
 LANES = (
-    [*map(pretrain, ("m9", "m1", "m2", "m3", "m4"))],
-    [
-        *map(pretrain, ("m6", "m5", "m7", "m8")),
-        router_data("decomposer"),
-        fine_tune("decomposer", RUNS / DECOMPOSER_BASE, "--epochs", "2", *FAST),
-        router_data("decomposer-arith"),
-        fine_tune("decomposer-arith", RUNS / "router/decomposer", *FAST),
-    ],
+    [*map(pretrain, ("m9", "m1", "m2", "m3"))],
+    [*map(pretrain, ("m6", "m5", "m7", "m8", "m4")), *decomposer()],
 )
 THRESHOLD: Stage = (
     "threshold",
@@ -66,7 +73,7 @@ THRESHOLD: Stage = (
 )
 FINISH = [
     router_data("allocator"),
-    fine_tune("allocator", RUNS / ALLOCATOR_BASE, "--epochs", "3", *FAST),
+    fine_tune("allocator", RUNS / ALLOCATOR_BASE, "allocator", "--epochs", "3", *FAST),
     THRESHOLD,
 ]
 

@@ -1,6 +1,6 @@
 """Supervised fine-tuning of a router module with TRL's `SFTTrainer`.
 
-    python -m training.sft --base runs/lab/m6 --data runs/lab/decomposer.jsonl \\
+    python -m training.sft --base runs/lab/m5 --data runs/lab/decomposer.jsonl \\
         --out runs/lab/router/decomposer
 
 Rows are conversational prompt/completion pairs; the loss is on completions. Resumes from the last

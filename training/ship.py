@@ -63,13 +63,13 @@ library_name: transformers
 
 `{base}` of the lab's pool, fine-tuned with TRL's `SFTTrainer` (`python -m training.sft`, part of
 `make lab`; seed 1)
-on {rows:,} rows of `training/router_data.py` ({courses}; sha256 in `router.yaml`).
+on {rows:,} rows of `training/router_data.py` ({files}; sha256 in `router.yaml`).
 {purpose}
 """
-# Base and courses of fine-tuning of each module.
+# Base, data and last course of fine-tuning of each module.
 MODULES = {
-    "decomposer": (DECOMPOSER_BASE, ("decomposer", "decomposer-arith")),
-    "allocator": (ALLOCATOR_BASE, ("allocator",)),
+    "decomposer": (DECOMPOSER_BASE, ("decomposer", "decomposer-arith"), "decomposer-last"),
+    "allocator": (ALLOCATOR_BASE, ("allocator",), "allocator"),
 }
 PURPOSE = {
     "decomposer": "Asked `plan: QUERY`, it writes the plan in r2graph's plan language.",
@@ -107,11 +107,11 @@ def main() -> None:
 def ship_router(runs: Path) -> None:
     target = PACKAGE / "lab/artefacts/router"
     digests, prices = hashlib.sha256(), {}
-    for module, (base, courses) in MODULES.items():
-        texts = [(runs / f"{course}.jsonl").read_bytes() for course in courses]
+    for module, (base, data, course) in MODULES.items():
+        texts = [(runs / f"{name}.jsonl").read_bytes() for name in data]
         for text in texts:
             digests.update(text)
-        copy_model(runs / "router" / courses[-1], target / module)
+        copy_model(runs / "router" / course, target / module)
         parameters = json.loads((runs / base / "training.json").read_text())["parameters"]
         price = f"{parameters / 1e6:.6f}"
         prices[module] = {"input_per_mtok": price, "output_per_mtok": price}
@@ -119,7 +119,7 @@ def ship_router(runs: Path) -> None:
             module=module,
             base=base,
             rows=sum(text.count(b"\n") for text in texts),
-            courses=" and ".join(f"`{course}.jsonl`" for course in courses),
+            files=" and ".join(f"`{name}.jsonl`" for name in data),
             purpose=PURPOSE[module],
         )
         (target / module / "README.md").write_text(card)
