@@ -215,7 +215,9 @@ def test_doctor_fails_exactly_when_something_is_missing() -> None:
 # help
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("eval",), ("pool", "check"), ("doctor",)])
+@pytest.mark.parametrize(
+    "command", [(), ("run",), ("eval",), ("pool", "check"), ("trace", "export"), ("doctor",)]
+)
 def test_help_loads_nothing_heavy(command: tuple[str, ...]) -> None:
     heavy = "{'torch', 'transformers', 'langchain_core', 'langgraph', 'numpy'}"
     code = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 from argparse import ArgumentTypeError
@@ -126,23 +125,25 @@ collected(Path(sys.argv[1]), graphs(answer), concurrency=2)
 """
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What a process had written when it was killed."""
+    out = tmp_path_factory.mktemp("killed") / "t.jsonl"
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", KILLED, str(out)], cwd=root, check=False)
+    assert done.returncode == 9
+    assert 0 < len(out.read_bytes().splitlines()) < ALL
+    return out.read_bytes()
+
+
 @pytest.mark.parametrize("torn", [b"", b'{"schema_version":1,"run_', b"{}"])
 def test_a_killed_collect_goes_on_and_loses_and_repeats_nothing(
-    torn: bytes, tmp_path: Path
+    killed: bytes, torn: bytes, tmp_path: Path
 ) -> None:
     out = tmp_path / "t.jsonl"
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(out)],
-        cwd=Path(__file__).parent.parent,
-        env={**os.environ, "PYTHONPATH": "."},
-        check=False,
-    )
-    assert done.returncode == 9
-    before = out.read_bytes()
-    assert 0 < len(before.splitlines()) < ALL
-    out.write_bytes(before + torn)
+    out.write_bytes(killed + torn)
     collected(out, graphs())
-    assert out.read_bytes().startswith(before)
+    assert out.read_bytes().startswith(killed)
     assert pairs(read_traces(out)) == ONCE
     asked: list[str] = []
     collected(out, graphs(lambda prompt: asked.append(prompt) or "?"))

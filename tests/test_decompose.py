@@ -49,6 +49,12 @@ def test_a_checkpoint_does_not_repeat_a_plan_that_failed() -> None:
     assert call.temperature > 0
 
 
+def test_a_checkpoint_with_a_temperature_samples_its_first_plan_too() -> None:
+    decomposer = CheckpointDecomposer(member("router", echo()), temperature=0.4)
+    _, [call] = replay(decomposer.decompose("jump", context()), reply("s1: jump"))
+    assert call.temperature == 0.4
+
+
 @pytest.mark.parametrize("text", ["", "jump", "s1: {s2}\ns2: {s1}", "s2: jump"])
 def test_a_checkpoints_text_that_is_no_plan_is_an_error(text: str) -> None:
     decomposer = CheckpointDecomposer(member("router", echo()))

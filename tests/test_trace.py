@@ -149,6 +149,15 @@ def test_a_trace_is_frozen_and_only_finished_runs_have_one() -> None:
         found.right = True  # type: ignore[misc]
 
 
+def test_an_allocation_edited_by_hand_has_no_propensity() -> None:
+    graph = graph_of(checkpointer=InMemorySaver())
+    graph.invoke("q", on("1"), interrupt_before=["execute_step"])
+    mine = {"member": "m2", "reason": "mine", "slot": None, "probabilities": None}
+    graph.update_state(on("1"), {"allocation": dict.fromkeys(("s1", "s2", "s3"), mine)})
+    found = trace(graph.invoke(None, on("1")))
+    assert [(s.choice.member, s.choice.propensity) for s in found.steps] == [("m2", None)] * 3
+
+
 # Resumes
 
 
