@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 RUNS = Path("runs/lab")
-DECOMPOSER_BASE, ALLOCATOR_BASE = "m5", "m4"
+DECOMPOSER_BASE, ALLOCATOR_BASE = "m5", "m3"
 FAST = ("--learning-rate", "2e-3")
 
 Stage = tuple[str, Path, list[str]]  # name, the file that says it is done, module and arguments

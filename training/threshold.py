@@ -25,8 +25,24 @@ from training.router_data import training_queries
 TASKS = 1_500  # of arith and of geo; every phrase of scan is certain
 SEED = 4
 # By quality level 1 to 10: the accuracy that may be given up for a lower cost.
-SLACK = (0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.0)
-CANDIDATES = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
+SLACK = (0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.006, 0.003, 0.0)
+CANDIDATES = (
+    0.002,
+    0.005,
+    0.01,
+    0.014,
+    0.02,
+    0.025,
+    0.03,
+    0.04,
+    0.05,
+    0.07,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.5,
+)
 
 Step = tuple[str, str]  # the prompt and the right output
 Row = dict[str, float]
