@@ -1,24 +1,31 @@
-"""Allocator labels: for each quality level q the smallest slot whose estimated chance of success
-reaches tau(q).
+"""Allocator labels: for each quality level the slot on which a step had best start, given that it
+moves up from there while its check fails.
 
-The allocator cannot see an outcome before it chooses, so a label must not either: the chance is
+A start is judged by what the deployed graph would do with it: the expected cost of all attempts,
+and the chance that what is accepted in the end is wrong, which weighs more the higher the level.
+The allocator cannot see an outcome before it chooses, so a label must not either: both are
 estimated from the outcomes of *other* tasks (leave one task out), of the same prompt where there
 are any, else of prompts of the same shape.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
+from r2graph.allocate import QUALITY_LEVELS
 from r2graph.lab.task import Task
 from training.outcomes import MODELS, Outcomes
 
-# tau(q) for q = 1 … 10.
-TAU = (0.5, 0.6, 0.7, 0.78, 0.84, 0.88, 0.92, 0.95, 0.97, 0.985)
+# By quality level 1 to 10: below which mean log-probability a step moves up, until
+# training/threshold.py has settled it for the trained allocator ...
+CHECK = (-0.2, -0.15, -0.12, -0.1, -0.08, -0.07, -0.06, -0.05, -0.03, -0.01)
+# ... and how many steps on the strongest model a wrong step is worth: from .15 to 80.
+WRONG = tuple(0.15 * (80 / 0.15) ** (level / (QUALITY_LEVELS - 1)) for level in range(10))
 PRIOR_WEIGHT = (
     0.5  # of the shape, in outcomes; greedy outcomes of a prompt repeat, so few outweigh it
 )
@@ -33,42 +40,46 @@ def shape(text: str) -> str:
     return masked
 
 
-class Chances:
-    """Estimated chance that each slot answers a prompt rightly, from a matrix of outcomes."""
+class Labels:
+    """The best start of any step, from recorded outcomes; `prices` are dollars a token, by slot."""
 
-    def __init__(self, tasks: Sequence[Task], outcomes: Outcomes) -> None:
-        self._right: dict[str, np.ndarray] = {}
-        self._seen: dict[str, int] = defaultdict(int)
-        totals: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(len(MODELS)))
-        counts: dict[str, int] = defaultdict(int)
-        for task in tasks:
-            for (_, prompt, output), subtask in zip(task.steps(), task.plan.subtasks, strict=True):
-                if prompt not in self._right:
-                    said = [outcomes.get(model, prompt).text for model in MODELS]
-                    self._right[prompt] = np.array(
-                        [text.split() == output.split() for text in said]
-                    )
-                self._seen[prompt] += 1
-                for key in {shape(prompt), shape(subtask.text)}:
-                    totals[key] += self._right[prompt]
-                    counts[key] += 1
-        self._shapes = {key: totals[key] / counts[key] for key in totals}
+    def __init__(self, tasks: Sequence[Task], outcomes: Outcomes, prices: Sequence[float]) -> None:
+        # Every step twice: as it is asked, and as its plan has it before references are filled in.
+        steps = [
+            (prompt, subtask.text, output)
+            for task in tasks
+            for subtask, (_, prompt, output) in zip(task.plan.subtasks, task.steps(), strict=True)
+        ]
+        self._times = Counter(prompt for prompt, _, _ in steps)
+        right = {prompt: output.split() for prompt, _, output in steps}
+        self._row = {prompt: row for row, prompt in enumerate(right)}
+        said = [[outcomes.get(model, prompt) for model in MODELS] for prompt in right]
+        self._costs = np.array([[o.tokens for o in row] for row in said]) * np.array(prices)
+        self._right = np.array([[o.text.split() == right[o.prompt] for o in row] for row in said])
+        self._logprobs = np.array([[math.log(o.confidence) for o in row] for row in said])
+        self._shapes: dict[str, list[int]] = {}
+        for prompt, text, _ in steps:
+            for key in {shape(prompt), shape(text)}:
+                self._shapes.setdefault(key, []).append(self._row[prompt])
+        self._losses = [self._loss(level) for level in range(QUALITY_LEVELS)]
 
-    def of(self, prompt: str) -> np.ndarray:
-        """Chances of slots 1 to 9 for a prompt, as other tasks tell them; made monotone in the
-        slot.
-        """
-        prior = self._shapes[shape(prompt)]
-        others = self._seen.get(prompt, 1) - 1  # leave this task out
+    def label(self, text: str, q: int) -> int:
+        """The slot to start on at quality level `q`: the one of the least expected loss."""
+        losses = self._losses[q - 1]
+        prior = losses[self._shapes[shape(text)]].mean(0)
+        others = self._times[text] - 1  # leave this task out
         if others > 0:
-            right = self._right[prompt]
-            estimate = (others * right + PRIOR_WEIGHT * prior) / (others + PRIOR_WEIGHT)
-        else:
-            estimate = prior
-        return np.maximum.accumulate(estimate)
+            own = losses[self._row[text]]
+            prior = (others * own + PRIOR_WEIGHT * prior) / (others + PRIOR_WEIGHT)
+        return int(np.argmin(prior)) + 1
 
-    def label(self, prompt: str, q: int) -> int:
-        """The smallest slot whose chance reaches tau(q); the likeliest one if none does."""
-        chances = self.of(prompt)
-        enough = np.flatnonzero(chances >= TAU[q - 1])
-        return int(enough[0]) + 1 if len(enough) else int(np.argmax(chances)) + 1
+    def _loss(self, level: int) -> np.ndarray:
+        """Dollars, prompts x slots: what a start costs with all moves up, wrong ends priced in."""
+        unit = self._costs[:, -1].mean() * WRONG[level]
+        accepted = self._logprobs >= CHECK[level]
+        loss = np.empty_like(self._costs)
+        loss[:, -1] = self._costs[:, -1] + unit * ~self._right[:, -1]
+        for slot in reversed(range(len(MODELS) - 1)):
+            end = np.where(accepted[:, slot], unit * ~self._right[:, slot], loss[:, slot + 1])
+            loss[:, slot] = self._costs[:, slot] + end
+        return loss

@@ -79,3 +79,9 @@ class Outcomes:
         wanted = list(dict.fromkeys(prompts))
         for model in track(MODELS, description=f"outcomes of {len(wanted):,} prompts"):
             self.get_all(model, wanted)
+
+
+def prices(pool: Path) -> list[float]:
+    """Dollars a token, by slot: one per million tokens for each million parameters."""
+    cards = [json.loads((pool / model / "training.json").read_text()) for model in MODELS]
+    return [card["parameters"] / 1e12 for card in cards]

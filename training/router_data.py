@@ -24,8 +24,8 @@ from r2graph.decompose import plan_prompt
 from r2graph.lab import arith, geo, scan
 from r2graph.lab.task import Task, is_test
 from r2graph.plan import render_text
-from training.labels import Chances
-from training.outcomes import MODELS, Outcomes
+from training.labels import Labels
+from training.outcomes import MODELS, Outcomes, prices
 from training.rows import row
 from training.search import search
 
@@ -66,7 +66,7 @@ def whole(task: Task) -> Task:
     return arith.task(task.query, cut=False) if task.family == "arith" else task
 
 
-def allocation_rows(task: Task, chances: Chances, rng: Random) -> Iterator[str]:
+def allocation_rows(task: Task, labels: Labels, rng: Random) -> Iterator[str]:
     """The whole plan as it is first seen, and each step with its references filled, at random
     quality levels.
     """
@@ -78,13 +78,13 @@ def allocation_rows(task: Task, chances: Chances, rng: Random) -> Iterator[str]:
             step.text if step.depends_on else prompt
             for step, prompt in zip(steps, prompts, strict=True)
         ]
-        slots = [f"m{chances.label(text, q)}" for text in seen]
+        slots = [f"m{labels.label(text, q)}" for text in seen]
         texts = [step.text for step in steps]
         yield row([HumanMessage(slots_prompt(texts, q))], " ".join(slots))
         for step, prompt in zip(steps, prompts, strict=True):
             if step.depends_on:
                 asked = HumanMessage(slots_prompt([prompt], q))
-                yield row([asked], f"m{chances.label(prompt, q)}")
+                yield row([asked], f"m{labels.label(prompt, q)}")
 
 
 def main() -> None:
@@ -128,9 +128,9 @@ def write_allocations(pool: Path, out: Path) -> None:
         for family, group in by_family.items()
     }
     (out / "search.json").write_text(json.dumps(found, indent=1) + "\n")
-    chances = Chances(tasks, outcomes)
+    labels = Labels(tasks, outcomes, prices(pool))
     rng = Random(SEED)
-    rows = [line for task in tasks for line in allocation_rows(task, chances, rng)]
+    rows = [line for task in tasks for line in allocation_rows(task, labels, rng)]
     rng.shuffle(rows)
     (out / "allocator.jsonl").write_text("\n".join(rows) + "\n")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from r2graph.allocate import QUALITY_LEVELS
 from r2graph.local.engine import open_engine
 from r2graph.local.generation import Options
-from training.outcomes import MODELS, Outcome, Outcomes
+from training.outcomes import MODELS, Outcome, Outcomes, prices
 from training.router_data import training_queries
 
 TASKS = 1_500  # of arith and of geo; every phrase of scan is certain
@@ -60,7 +60,7 @@ class Cascades:
         cost = 0.0
         for at in range(slot - 1, len(MODELS)):
             outcome = self._outcomes.get(MODELS[at], prompt)
-            cost += outcome.tokens * self._prices[at] / 1e6
+            cost += outcome.tokens * self._prices[at]
             if math.log(outcome.confidence) >= threshold:
                 break
         return outcome, cost
@@ -111,12 +111,6 @@ def main() -> None:
 
 
 LEVELS = range(1, QUALITY_LEVELS + 1)
-
-
-def prices(pool: Path) -> list[float]:
-    """Dollars per million tokens, by slot: one for each million parameters."""
-    cards = [json.loads((pool / model / "training.json").read_text()) for model in MODELS]
-    return [card["parameters"] / 1e6 for card in cards]
 
 
 def allocated(allocator: Path, prompts: Sequence[str], level: int) -> dict[str, int]:
