@@ -31,7 +31,7 @@ from r2graph.limits import Meter
 from r2graph.outcome_cache import OutcomeCache
 from r2graph.pool import ModelSpec
 from r2graph.pricing import Money, Usage, to_text
-from r2graph.response import Response, failure_kind, read
+from r2graph.response import RESPONSE_FORMAT, Response, failure_kind, read
 
 Role = Literal["decomposer", "allocator", "executor", "verifier"]
 ROUTER_ROLES = frozenset({"decomposer", "allocator"})
@@ -219,7 +219,8 @@ class Door:
         messages = [message.model_dump(exclude=_UNSENT) for message in call.messages]
         options = _options(call, self._worst(call).output_tokens)
         schema = call.schema and dict(call.schema)
-        return [call.spec.name, call.spec.identity, messages, options, schema, call.sample]
+        model = [call.spec.name, call.spec.identity]
+        return [RESPONSE_FORMAT, *model, messages, options, schema, call.sample]
 
     def _fail(self, request: _Request, error: Exception) -> Exception:
         """Enter a failed call in the books; returns the error to raise in its place."""

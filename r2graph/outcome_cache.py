@@ -20,7 +20,7 @@ from r2graph.errors import ConfigError
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x52324F43  # "R2OC": tells the file from SQLite files of others
 PATIENCE_S = 60.0  # how long another process may hold the file
-IN_MEMORY = 10_000  # values that are not read again
+IN_MEMORY = 10_000  # the values read last, which are not read from the file again
 
 
 class OutcomeCache:

@@ -10,6 +10,8 @@ from langchain_core.messages import AIMessage
 from r2graph.errors import CallErrorKind, R2Error
 from r2graph.pricing import Usage
 
+RESPONSE_FORMAT = 1  # part of a kept response's key: one of another form is never found
+
 
 class Response(TypedDict):
     """What a model said, as plain JSON; an outcome cache keeps it."""

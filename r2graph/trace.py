@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -144,12 +145,18 @@ def to_line(trace: Trace) -> bytes:
 
 
 def write_traces(path: str | Path, traces: Iterable[Trace]) -> int:
-    """Write a file of traces, in the place of any that is there; returns their number."""
-    written = 0
-    with Path(path).open("wb") as file:
-        for each in traces:
-            file.write(to_line(each))
-            written += 1
+    """Write a file of traces, in the place of any that is there; returns their number.
+
+    The old file stays until all traces are written, so that what fails loses nothing.
+    """
+    path = Path(path)
+    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+        try:
+            written = sum(bool(file.write(to_line(each))) for each in traces)
+        except BaseException:
+            Path(file.name).unlink()
+            raise
+    Path(file.name).replace(path)
     return written
 
 

@@ -20,7 +20,7 @@ class Recorded:
         return Outcome(model, prompt, text, confidence, tokens=10)
 
 
-CASCADES = Cascades(Recorded(), [1, 2, 4, 8, 16, 32, 64, 128, 256])  # type: ignore[arg-type]
+CASCADES = Cascades(Recorded(), [2**rank / 1e6 for rank in range(9)])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

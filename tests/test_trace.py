@@ -406,3 +406,27 @@ app(["trace", "export", "--checkpoints", "c", "--out", {str(tmp_path / "out")!r}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip().endswith("pip install 'r2graph[sqlite]'")
+
+
+def test_a_failing_write_leaves_the_old_file_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "traces.jsonl"
+    write_traces(file, [])
+    file.write_bytes(b"old\n")
+
+    def failing() -> Iterator[Trace]:
+        raise ConfigError("no more")
+        yield
+
+    with pytest.raises(ConfigError):
+        write_traces(file, failing())
+    assert file.read_bytes() == b"old\n"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_export_onto_the_checkpoints_themselves_is_refused(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "kept.sqlite"
+    checkpoints.write_bytes(b"precious")
+    arguments = ["--checkpoints", str(checkpoints), "--out", str(checkpoints)]
+    result = CliRunner().invoke(app, ["trace", "export", *arguments])
+    assert result.exit_code == 2
+    assert checkpoints.read_bytes() == b"precious"

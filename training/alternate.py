@@ -1,8 +1,8 @@
 """Alternating reinforcement learning (R2-Reasoner, stage 2): train one module while the other is
 frozen, compare on held-out queries, keep the better router, and stop when nothing improves.
 
-    python -m training.alternate --config training/configs/lab.yaml --router lab-sft \\
-        --out runs/rl/seed-1 --seed 1
+    python -m training.alternate --config training/configs/lab.yaml \\
+        --router r2graph/lab/artefacts/router --out runs/rl/seed-1 --seed 1
 
 Every phase is a directory with its router, its log and `standing.json`; a phase that has one is not
 made again, so an interrupted run goes on where it was and ends the same. The best router is in
@@ -20,8 +20,8 @@ import yaml
 
 from r2graph import OutcomeCache, load_pool, load_router
 from r2graph.router import CARD, MODULES
-from training.grpo import RL_SEED, folder, rows, train
-from training.held_out import Standing, standing, worth
+from training.grpo import RL_SEED, folder, rows, train, training_tasks
+from training.held_out import Standing, references, standing, worth
 from training.rl_data import tasks
 from training.rollouts import Rollouts
 from training.settings import Module, Settings, load_settings
@@ -30,7 +30,9 @@ HELD_OUT_SEED = 2 * RL_SEED
 
 
 def assemble(parent: Path, module: Module, trained: Path, out: Path, seed: int) -> None:
-    """Write a router: the parent with one module replaced."""
+    """Write a router: the parent with one module replaced. The check's thresholds stay as they are;
+    `training/threshold.py` can choose them anew.
+    """
     router = load_router(parent)
     for name in MODULES:
         source = trained if name == module else folder(router, name)
@@ -39,52 +41,62 @@ def assemble(parent: Path, module: Module, trained: Path, out: Path, seed: int) 
         )
     card = router.card.model_copy(
         update={
-            "trained_with": "SFT, then alternating GRPO, with TRL",
-            "command": "python -m training.alternate",
+            "base": f"{router.card.name}, trained with: {router.card.trained_with}",
+            "trained_with": f"GRPO of the {module}, with TRL",
+            "command": f"python -m training.alternate --seed {seed}",
             "seed": seed,
         }
     )
     (out / CARD).write_text(yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False))
 
 
+class Comparison:
+    """Held-out queries, none of them trained on, and where routers stand on them."""
+
+    def __init__(self, settings: Settings, parent: Path, outcomes: OutcomeCache, seed: int) -> None:
+        trained_on = {task.query for task in training_tasks(settings, seed)}
+        self.pool = load_pool(settings.pool)
+        self.outcomes = outcomes
+        self.tasks = tasks(settings.held_out, HELD_OUT_SEED, without=trained_on)
+        self.references = references(self.pool, load_router(parent), self.tasks, outcomes)
+
+    def standing(self, router: Path) -> dict[int, Standing]:
+        return standing(self.pool, load_router(router), self.tasks, self.references, self.outcomes)
+
+
 def phase(
-    settings: Settings, module: Module, parent: Path, out: Path, outcomes: OutcomeCache, seed: int
+    settings: Settings, module: Module, parent: Path, out: Path, held_out: Comparison, seed: int
 ) -> dict[int, Standing]:
     """Train a module of the parent and say where the new router stands; done once."""
     done = out / "standing.json"
     if not done.exists():
-        pool, router = load_pool(settings.pool), load_router(parent)
+        router = load_router(parent)
         prompts = rows(module, settings, seed)
-        rollouts = Rollouts(pool, router, outcomes)
+        rollouts = Rollouts(held_out.pool, router, held_out.outcomes)
         train(module, getattr(settings, module), router, prompts, rollouts, out / "trained", seed)
         assemble(parent, module, out / "trained", out / "router", seed)
-        held_out = tasks(settings.held_out, HELD_OUT_SEED)
-        found = standing(pool, load_router(out / "router"), held_out, outcomes)
-        done.write_text(json.dumps(found, indent=1) + "\n")
+        done.write_text(json.dumps(held_out.standing(out / "router"), indent=1) + "\n")
     return {int(level): at for level, at in json.loads(done.read_text()).items()}
 
 
 def alternate(settings: Settings, parent: Path, out: Path, seed: int) -> Path:
     """Rounds until one improves nothing; the best router's directory."""
-    outcomes = OutcomeCache(out / "outcomes.sqlite")
-    held_out = tasks(settings.held_out, HELD_OUT_SEED)
-    best, value = (
-        parent,
-        worth(standing(load_pool(settings.pool), load_router(parent), held_out, outcomes)),
-    )
-    print(f"parent: {value:.4f}", flush=True)
-    for number in range(1, settings.rounds + 1):
-        before = best
-        for module in MODULES:
-            if getattr(settings, module) is None:
-                continue
-            at = out / f"round-{number}-{module}"
-            reached = worth(phase(settings, module, best, at, outcomes, seed))
-            print(f"round {number}, {module}: {reached:.4f}", flush=True)
-            if reached > value:
-                best, value = at / "router", reached
-        if best == before:
-            break
+    with OutcomeCache(out / "outcomes.sqlite") as outcomes:
+        held_out = Comparison(settings, parent, outcomes, seed)
+        best, value = parent, worth(held_out.standing(parent))
+        print(f"parent: {value:.4f}", flush=True)
+        for number in range(1, settings.rounds + 1):
+            before = best
+            for module in MODULES:
+                if getattr(settings, module) is None:
+                    continue
+                at = out / f"round-{number}-{module}"
+                reached = worth(phase(settings, module, best, at, held_out, seed))
+                print(f"round {number}, {module}: {reached:.4f}", flush=True)
+                if reached > value:
+                    best, value = at / "router", reached
+            if best == before:
+                break
     return best
 
 
@@ -92,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--router", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="empty, or of the same arguments")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

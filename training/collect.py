@@ -215,7 +215,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--outcomes", type=Path, help="an outcome cache to ask first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.benchmark == "arith-deep" and given.split == "train":
+        parser.error("training has no queries as deep as those of arith-deep: use --split test")
+    return given
 
 
 def main() -> None:

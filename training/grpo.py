@@ -11,12 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from r2graph import OutcomeCache, load_pool, load_router
 from r2graph.allocate import CheckpointAllocator
 from r2graph.decompose import CheckpointDecomposer
+from r2graph.errors import ConfigError
+from r2graph.lab.task import Task
 from r2graph.router import Router
 from training.graph_rewards import AllocatorReward, DecomposerReward
 from training.rl_data import Row, allocator_rows, decomposer_rows, tasks
@@ -24,19 +27,25 @@ from training.rollouts import Rollouts
 from training.settings import Module, Phase, Settings, load_settings
 
 SAVE_EVERY = 50
-RL_SEED = 1_000  # training queries that SFT has not drawn its labels from
+RL_SEED = 1_000  # other draws than those of SFT; few of the queries are the same
+
+
+def training_tasks(settings: Settings, seed: int) -> list[Task]:
+    """The tasks that a seed trains on."""
+    return tasks(settings.queries, RL_SEED + seed)
 
 
 def rows(module: Module, settings: Settings, seed: int) -> list[Row]:
     """The prompts of a module; the same for the same seed."""
-    drawn = tasks(settings.queries, RL_SEED + seed)
+    drawn = training_tasks(settings, seed)
     return decomposer_rows(drawn) if module == "decomposer" else allocator_rows(drawn, seed)
 
 
 def folder(router: Router, module: Module) -> Path:
-    """Where the weights of a checkpoint router's module lie."""
+    """Where the weights of a checkpoint router's module lie; `ConfigError` for other routers."""
     part = getattr(router, module)
-    assert isinstance(part, CheckpointDecomposer | CheckpointAllocator)
+    if not isinstance(part, CheckpointDecomposer | CheckpointAllocator):
+        raise ConfigError(f"router {router.card.name!r} has no {module} that could be trained")
     return Path(str(part.model.model).removeprefix("local:"))
 
 
@@ -126,11 +135,13 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     settings = load_settings(arguments.config)
     phase = getattr(settings, arguments.module)
+    if phase is None:
+        raise ConfigError(f"{arguments.config} has no entry `{arguments.module}`")
     router = load_router(arguments.router)
-    outcomes = OutcomeCache(arguments.outcomes) if arguments.outcomes else None
-    rollouts = Rollouts(load_pool(settings.pool), router, outcomes)
-    prompts = rows(arguments.module, settings, arguments.seed)
-    train(arguments.module, phase, router, prompts, rollouts, arguments.out, arguments.seed)
+    with OutcomeCache(arguments.outcomes) if arguments.outcomes else nullcontext() as outcomes:
+        rollouts = Rollouts(load_pool(settings.pool), router, outcomes)
+        prompts = rows(arguments.module, settings, arguments.seed)
+        train(arguments.module, phase, router, prompts, rollouts, arguments.out, arguments.seed)
     print(f"rollouts: {rollouts.misses} run, {rollouts.hits} repeated", flush=True)
 
 

@@ -9,64 +9,99 @@ from typing import TypedDict
 
 from r2graph import ModelPool, OutcomeCache, create_r2_graph
 from r2graph.allocate import QUALITY_LEVELS
-from r2graph.errors import ModelCallError, PlanError
+from r2graph.errors import PlanError
 from r2graph.evaluation.methods import PATIENT
+from r2graph.graph import R2Graph
 from r2graph.lab.benchmarks import grade
 from r2graph.lab.task import Task
 from r2graph.router import Router
-from training.rewards import Rollout, allocator_reward
-from training.rollouts import CONCURRENCY
+from training.rewards import INVALID, WRONG, Rollout, allocator_reward
+from training.rollouts import CONCURRENCY, Given, Rollouts
 
 LEVELS = (2, 5, 8, 10)
 
 
 class Standing(TypedDict):
-    """Means over the queries; dollars."""
+    """Means over the queries."""
 
     accuracy: float
     net_usd: float
+    """Of the queries that got a valid plan."""
+    invalid: float
+    """The share of queries that got none."""
     worth: float
-    """The allocator's reward, router's own cost included."""
+    """The allocator's reward, the router's own cost included."""
 
 
-async def _rollout(graph: object, task: Task, gate: asyncio.Semaphore) -> Rollout | None:
+Ended = tuple[bool, float] | None
+"""Whether the answer was right and what the run cost; `None` where no plan was valid."""
+
+
+async def _ended(graph: R2Graph, task: Task, gate: asyncio.Semaphore) -> Ended:
     async with gate:
         try:
             result = await graph.ainvoke({"query": task.query})
-        except ModelCallError:
-            return None
         except PlanError:
-            return Rollout(right=False, cost=0.0, reference=0.0)
-    return Rollout(
-        right=grade(task, result["answer"]),
-        cost=float(result["cost_usd"]),
-        reference=float(result["counterfactual_usd"]),
-    )
+            return None
+    return grade(task, result["answer"]), float(result["cost_usd"])
 
 
-async def _rollouts(graph: object, tasks: Sequence[Task]) -> list[Rollout]:
+async def _all(graph: R2Graph, tasks: Sequence[Task]) -> list[Ended]:
     gate = asyncio.Semaphore(CONCURRENCY)
-    done = await asyncio.gather(*(_rollout(graph, task, gate) for task in tasks))
-    return [rollout for rollout in done if rollout is not None]
+    return await asyncio.gather(*(_ended(graph, task, gate) for task in tasks))
 
 
 def standing(
-    pool: ModelPool, router: Router, tasks: Sequence[Task], outcomes: OutcomeCache | None
+    pool: ModelPool,
+    router: Router,
+    tasks: Sequence[Task],
+    references: Sequence[float],
+    outcomes: OutcomeCache | None,
 ) -> dict[int, Standing]:
-    """Where a router stands at each of `LEVELS`."""
+    """Where a router stands at each of `LEVELS`; raises `ModelCallError` if the pool fails.
+
+    `references` are dollars, of each task: the same for every router that is to be compared.
+    """
     found = {}
     for level in LEVELS:
-        quality = level / QUALITY_LEVELS
         graph = create_r2_graph(
-            pool, router=router, quality=quality, outcomes=outcomes, limits=PATIENT
+            pool,
+            router=router,
+            quality=level / QUALITY_LEVELS,
+            outcomes=outcomes,
+            limits=PATIENT,
         )
-        rollouts = asyncio.run(_rollouts(graph, tasks))
+        ended = asyncio.run(_all(graph, tasks))
+        valid = [each for each in ended if each is not None]
         found[level] = Standing(
-            accuracy=fmean(rollout.right for rollout in rollouts),
-            net_usd=fmean(rollout.cost for rollout in rollouts),
-            worth=fmean(allocator_reward(rollout, level) or 0.0 for rollout in rollouts),
+            accuracy=sum(right for right, _ in valid) / len(ended),
+            net_usd=fmean(cost for _, cost in valid) if valid else 0.0,
+            invalid=(len(ended) - len(valid)) / len(ended),
+            worth=fmean(
+                _worth(each, reference, level)
+                for each, reference in zip(ended, references, strict=True)
+            ),
         )
     return found
+
+
+def _worth(ended: Ended, reference: float, level: int) -> float:
+    if ended is None:
+        return INVALID
+    return allocator_reward(Rollout(*ended, reference), level) or WRONG
+
+
+def references(
+    pool: ModelPool, router: Router, tasks: Sequence[Task], outcomes: OutcomeCache | None
+) -> list[float]:
+    """What the oracle plan of each task costs, dollars, all of it on the strongest member."""
+    rollouts = Rollouts(pool, router, outcomes)
+    given = [
+        Given(task.query, task.plan, task.answer, QUALITY_LEVELS, rollouts.strongest(task.plan))
+        for task in tasks
+    ]
+    done = asyncio.run(rollouts.run(given, [task.plan for task in tasks]))
+    return [0.0 if rollout is None else rollout.reference for rollout in done]
 
 
 def worth(found: Mapping[int, Standing]) -> float:

@@ -3,9 +3,9 @@ moves up from there while its check fails.
 
 A start is judged by what the deployed graph would do with it: the expected cost of all attempts,
 and the chance that what is accepted in the end is wrong, which weighs more the higher the level.
-The allocator cannot see an outcome before it chooses, so a label must not either: both are
-estimated from the outcomes of *other* tasks (leave one task out), of the same prompt where there
-are any, else of prompts of the same shape.
+The allocator cannot see an outcome before it chooses, so a label must not either: a prompt that was
+asked once counts as all prompts of its shape do, and only one that was asked again, as it may be
+once more, by its own outcomes. (Its own is among those of its shape, of which there are many.)
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ from training.outcomes import MODELS, Outcomes
 # training/threshold.py has settled it for the trained allocator ...
 CHECK = (-0.2, -0.15, -0.12, -0.1, -0.08, -0.07, -0.06, -0.05, -0.03, -0.01)
 # ... and how many steps on the strongest model a wrong step is worth: from .15 to 80.
-WRONG = tuple(0.15 * (80 / 0.15) ** (level / (QUALITY_LEVELS - 1)) for level in range(10))
-PRIOR_WEIGHT = (
-    0.5  # of the shape, in outcomes; greedy outcomes of a prompt repeat, so few outweigh it
-)
+WRONG = [0.15 * (80 / 0.15) ** (q / (QUALITY_LEVELS - 1)) for q in range(QUALITY_LEVELS)]
+# Of the shape, in outcomes; greedy outcomes of a prompt repeat, so few outweigh it.
+PRIOR_WEIGHT = 0.5
 
 
 def shape(text: str) -> str:
@@ -67,7 +66,7 @@ class Labels:
         """The slot to start on at quality level `q`: the one of the least expected loss."""
         losses = self._losses[q - 1]
         prior = losses[self._shapes[shape(text)]].mean(0)
-        others = self._times[text] - 1  # leave this task out
+        others = self._times[text] - 1
         if others > 0:
             own = losses[self._row[text]]
             prior = (others * own + PRIOR_WEIGHT * prior) / (others + PRIOR_WEIGHT)

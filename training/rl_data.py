@@ -8,7 +8,7 @@ decomposer: the reference of its costs), `gold`, `level`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from random import Random
 from typing import Any
@@ -23,17 +23,22 @@ Row = dict[str, Any]
 DECOMPOSER_LEVEL = 9  # the graph's default quality, at which plans are tried
 
 
-def tasks(queries: Mapping[str, int], seed: int) -> list[Task]:
-    """So many training tasks of each family, with long products left whole, in random order."""
-    drawn = [
-        whole(task) for family, n in queries.items() for task in islice(_drawn(family, seed), n)
-    ]
-    Random(seed).shuffle(drawn)
-    return drawn
-
-
-def _drawn(family: str, seed: int) -> Iterator[Task]:
-    return training_queries(family, seed)
+def tasks(
+    queries: Mapping[str, int], seed: int, without: Collection[str] = frozenset()
+) -> list[Task]:
+    """So many distinct training tasks of each family, in random order, with long products whole."""
+    drawn: dict[str, Task] = {}
+    for family, n in queries.items():
+        fresh = (
+            task
+            for task in training_queries(family, seed)
+            if task.query not in drawn and task.query not in without
+        )
+        for task in islice(fresh, n):
+            drawn[task.query] = whole(task)
+    found = list(drawn.values())
+    Random(seed).shuffle(found)
+    return found
 
 
 def decomposer_rows(drawn: Sequence[Task]) -> list[Row]:

@@ -60,6 +60,14 @@ class GivenSlots(Allocator):
         ]
 
 
+Ended = tuple[bool, float]
+"""Whether a run's answer was right, and its dollars."""
+
+
+def _rollout(ended: Ended | None, reference: Ended | None) -> Rollout | None:
+    return ended and reference and Rollout(*ended, reference[1])
+
+
 class Rollouts:
     """Runs through the graph; the same run is made once, for nothing in it is drawn."""
 
@@ -78,7 +86,7 @@ class Rollouts:
 
         self._given = graph(GivenSlots(self.n_slots))
         self._routed = graph(router.allocator)
-        self._known: dict[Given, tuple[bool, float] | None] = {}
+        self._known: dict[Given, Ended] = {}
         self.hits = self.misses = 0
 
     async def run(self, wanted: Sequence[Given], plans: Sequence[Plan]) -> list[Rollout | None]:
@@ -92,20 +100,19 @@ class Rollouts:
         self.hits += 2 * len(wanted) - len(new)
         gate = asyncio.Semaphore(CONCURRENCY)
         results = await asyncio.gather(*(self._run(given, gate) for given in new))
-        self._known |= dict(zip(new, results, strict=True))
-        return [self._rollout(*pair) for pair in zip(wanted, strongest, strict=True)]
+        done = dict(zip(new, results, strict=True))
+        self._known |= {given: ended for given, ended in done.items() if ended is not None}
+        done |= self._known  # a failed run is none to remember: the pool may be up again
+        return [_rollout(done[a], done[b]) for a, b in zip(wanted, strongest, strict=True)]
 
     def _on_strongest(self, given: Given, plan: Plan) -> Given:
-        slots = (self.n_slots,) * len(plan.subtasks)
-        return Given(given.query, plan, given.gold, QUALITY_LEVELS, slots)
+        return Given(given.query, plan, given.gold, QUALITY_LEVELS, self.strongest(plan))
 
-    def _rollout(self, given: Given, strongest: Given) -> Rollout | None:
-        done, reference = self._known[given], self._known[strongest]
-        if done is None or reference is None:
-            return None
-        return Rollout(right=done[0], cost=done[1], reference=reference[1])
+    def strongest(self, plan: Plan) -> tuple[int, ...]:
+        """The slots of a plan, all of it on the strongest member."""
+        return (self.n_slots,) * len(plan.subtasks)
 
-    async def _run(self, given: Given, gate: asyncio.Semaphore) -> tuple[bool, float] | None:
+    async def _run(self, given: Given, gate: asyncio.Semaphore) -> Ended | None:
         graph = self._routed if given.slots is None else self._given
         async with gate:
             _GIVEN.set(given)  # seen by this run alone: each runs in a task of its own

@@ -35,18 +35,25 @@ class Phase(BaseModel):
     generations: Annotated[int, Field(ge=2)]
     """Completions of a prompt: the group of GRPO."""
     max_completion_tokens: Count
+    """Longer completions are cut off, and then rarely valid."""
     learning_rate: Annotated[float, Field(gt=0)]
+    """At its peak, after ten steps; then it falls linearly to zero."""
     beta: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the KL divergence from the parent."""
     entropy: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the entropy bonus."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of the completions that are sampled."""
     scale_rewards: Literal["group", "batch", "none"] = "none"
+    """What advantages are divided by the standard deviation of."""
     loss: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
+    """TRL's `loss_type`."""
     accumulate: Count = 1
-    """Gradient accumulation steps; divides `prompts`."""
+    """Gradient accumulation steps; divides prompts x generations."""
     vllm: Literal["off", "colocate", "server"] = "off"
+    """Whether vLLM samples the completions, and where."""
     lora: Lora | None = None
+    """`None`: all weights are trained."""
 
     @model_validator(mode="after")
     def _check_batch(self) -> Self:
@@ -66,12 +73,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pool: str
+    """A shipped pool's name, or a file."""
     queries: dict[Literal["scan", "arith", "geo"], Count]
     """Training queries by family."""
     held_out: dict[Literal["scan", "arith", "geo"], Count]
     """Queries on which rounds are compared."""
     rounds: Count = 1
+    """At most so many; each trains the decomposer, then the allocator."""
     decomposer: Phase | None = None
+    """`None`: it stays as it is."""
     allocator: Phase | None = None
 
 

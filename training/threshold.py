@@ -1,10 +1,13 @@
-"""Choose the router's confidence thresholds on training queries that it was not trained on.
+"""Choose the router's confidence thresholds on training queries of another draw than its labels.
 
     python -m training.threshold --pool runs/lab --out runs/lab
 
 For each quality level the trained allocator chooses a slot for each step of oracle plans; a step
 moves up while the mean log-probability of its output is below the threshold, as in the graph. Of
 the thresholds whose accuracy on whole tasks is within `SLACK` of the best, the cheapest is taken.
+
+Two things are simpler than in the graph: long products are cut, and each step is asked about alone.
+Frequent questions of geo are in both draws.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from r2graph.allocate import quality_level, slots_prompt
 from r2graph.decompose import plan_prompt
 from r2graph.plan import Plan, render_text
 from r2graph.pool import N_SLOTS
-from r2graph.trace import Trace, read_traces
+from r2graph.trace import Trace, TracedStep, read_traces
 from training.rejection import Sample, select
 from training.rows import row
 
@@ -44,7 +44,7 @@ def by_query(traces: Iterable[Trace]) -> dict[str, list[Trace]]:
 def decomposer_rows(groups: dict[str, list[Trace]]) -> Iterator[str]:
     """A row for each query of which some plan was right."""
     for query, traces in groups.items():
-        best = select([_sample(trace) for trace in traces if trace.plan])
+        best = select([_sample(trace) for trace in traces])
         if best is not None:
             yield row([HumanMessage(plan_prompt(query))], render_text(best.plan))
 
@@ -71,12 +71,21 @@ def allocator_rows(groups: dict[str, list[Trace]]) -> Iterator[str]:
 
 
 def _allocation(trace: Trace, level: int) -> Iterator[str]:
-    labels = [_label(trace, step.attempts[-1].member) for step in trace.steps]
+    accepted = [_accepted(step) for step in trace.steps]
+    if None in accepted:
+        return
+    labels = [_label(trace, member) for member in accepted if member]
     texts = [step.text for step in trace.steps]
     yield row([HumanMessage(slots_prompt(texts, level))], " ".join(labels))
     for step, label in zip(trace.steps, labels, strict=True):
         if step.prompt != step.text:
             yield row([HumanMessage(slots_prompt([step.prompt], level))], label)
+
+
+def _accepted(step: TracedStep) -> str | None:
+    """The member whose output passed, or was at least not rejected; `None` if there is none."""
+    passed = [a.member for a in step.attempts if a.output is not None and a.ok is not False]
+    return passed[-1] if passed else None
 
 
 def _label(trace: Trace, member: str) -> str:

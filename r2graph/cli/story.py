@@ -20,6 +20,7 @@ class Story:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, highlight=False)
+        self._waiting: set[str] = set()  # steps with references
 
     def tell(self, event: dict[str, Any]) -> None:
         match event["event"]:
@@ -49,6 +50,7 @@ class Story:
 
     def _plan(self, plan: dict[str, Any]) -> None:
         self._line("plan", style="bold")
+        self._waiting = {step["id"] for step in plan["subtasks"] if step["depends_on"]}
         for step in plan["subtasks"]:
             self._line(f"  {step['id']}: {step['text']}")
         if plan["answer"] is not None:
@@ -57,7 +59,9 @@ class Story:
     def _allocation(self, allocation: dict[str, Any]) -> None:
         self._line("allocation", style="bold")
         for step, chosen in allocation.items():
-            self._line(f"  {step} to {chosen['member']}", f"  {chosen['reason']}")
+            again = chosen["slot"] is not None and step in self._waiting
+            note = "; asked again once its inputs are known" if again else ""
+            self._line(f"  {step} to {chosen['member']}", f"  {chosen['reason']}{note}")
         self._line("steps", style="bold")
 
     def _attempt(self, attempt: dict[str, Any]) -> None:

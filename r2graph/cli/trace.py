@@ -29,6 +29,8 @@ def export(
     from r2graph.errors import ConfigError
     from r2graph.trace import write_traces
 
+    if out.resolve() == checkpoints.resolve():
+        raise ConfigError(f"{out} holds the checkpoints: name another file for the traces")
     if not out.parent.is_dir():
         raise ConfigError(f"{out.parent} is no directory: nothing could be saved there")
     with opened(checkpoints) as saver:
@@ -99,7 +101,7 @@ class Threads:
         for state in self._states(name):
             last = last or state["run_id"]
             # A run that has just begun still has the result of the one before it.
-            if state.get("stop_reason") and state["run"]["run_id"] not in runs:
+            if state.get("stop_reason") and state.get("run", {}).get("run_id") not in runs:
                 found = trace(state)
                 runs[found.run_id] = found
         self.skipped += last is None
@@ -110,5 +112,5 @@ class Threads:
         """What this graph has stored in a thread, newest first."""
         for found in self.saver.list({"configurable": {"thread_id": name}}):
             state = found.checkpoint["channel_values"]
-            if {"query", "run_id"} <= state.keys():
+            if {"query", "run_id"} <= state.keys() and isinstance(state.get("run", {}), dict):
                 yield state
