@@ -25,7 +25,7 @@ from r2graph.local.generation import Options
 from training.outcomes import MODELS, Outcome, Outcomes, prices
 from training.router_data import training_queries
 
-TASKS = 1_500  # of arith and of geo; every phrase of scan is certain
+TASKS = 1_500  # of arith and of geo; the phrases of scan are too few to choose on
 SEED = 4
 # By quality level 1 to 10: the accuracy that may be given up for a lower cost.
 SLACK = (0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.006, 0.003, 0.0)
@@ -46,6 +46,8 @@ CANDIDATES = (
     0.3,
     0.5,
 )
+
+LEVELS = range(1, QUALITY_LEVELS + 1)
 
 Step = tuple[str, str]  # the prompt and the right output
 Row = dict[str, float]
@@ -111,9 +113,6 @@ def main() -> None:
     strictest = [max(row["threshold"] for row in chosen[:level]) for level in LEVELS]
     text = json.dumps({"thresholds": strictest, "table": chosen}, indent=1)
     (arguments.out / "threshold.json").write_text(text + "\n")
-
-
-LEVELS = range(1, QUALITY_LEVELS + 1)
 
 
 def allocated(allocator: Path, prompts: Sequence[str], level: int) -> dict[str, int]:
