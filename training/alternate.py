@@ -5,7 +5,7 @@ frozen, compare on held-out queries, keep the better router, and stop when nothi
         --router r2graph/lab/artefacts/router --out runs/rl/seed-1 --seed 1
 
 Every phase is a directory with its router, its log and `standing.json`; a phase that has one is not
-made again, so an interrupted run goes on where it was and ends the same. The best router is in
+made again, and one that was interrupted goes on from its last checkpoint. The best router is in
 `--out/router`.
 """
 

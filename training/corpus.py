@@ -67,11 +67,11 @@ def _scratch(number: str) -> str:
 
 def _partial_products(prompt: str) -> list[str]:
     """`376, 282` for `47 * 68`; none for any other operation, or for more than one."""
-    a, op, b, *more = [*prompt.split(), "", ""]
-    if more != ["", ""] or op != "*" or min(arith.digits(int(a)), arith.digits(int(b))) < 2:
-        return []
-    tens, ones = divmod(abs(int(b)), 10)
-    return [str(abs(int(a)) * ones), str(abs(int(a)) * tens)]
+    match prompt.split():
+        case [a, "*", b] if min(arith.digits(int(a)), arith.digits(int(b))) == 2:
+            tens, ones = divmod(abs(int(b)), 10)
+            return [str(abs(int(a)) * ones), str(abs(int(a)) * tens)]
+    return []
 
 
 def worked(task: Task) -> str:
