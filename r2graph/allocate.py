@@ -30,6 +30,8 @@ class Choice:
     """How likely each member was to be chosen."""
     propensity: float | None = None
     """The probability with which `member` was drawn; `None` where nothing was drawn."""
+    check: int | None = None
+    """The quality level, 1 to 10, at which outputs of the step are checked; `None`: the run's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,9 @@ class RandomAllocator(Allocator):
 class CheckpointAllocator(Allocator):
     """A model trained to read a quality level and steps, and to write a slot for each: `m1 m4`.
 
-    Slots are capability ranks 1 to `n_slots`, spread over whatever members the pool has.
+    Slots are capability ranks 1 to `n_slots`, spread over whatever members the pool has. After a
+    slot may stand the quality level at which the step is to be checked, `m1 q3 m4 q9`; otherwise
+    that of the run decides.
     """
 
     revises = True
@@ -131,7 +135,7 @@ class CheckpointAllocator(Allocator):
             "allocator",
             self.model,
             [HumanMessage(slots_prompt([step.text for step in steps], level))],
-            max_tokens=len(steps),
+            max_tokens=2 * len(steps),
             temperature=0.0,
             top_logprobs=self.n_slots,
         )
@@ -144,25 +148,26 @@ class CheckpointAllocator(Allocator):
                 f"router, quality level {level}",
                 slot,
                 probabilities,
+                check=check,
             )
-            for slot, probabilities in zip(slots, spread, strict=True)
+            for (slot, check), probabilities in zip(slots, spread, strict=True)
         ]
 
     def _distributions(
         self, reply: Reply, n_steps: int, pool: ModelPool
     ) -> list[dict[str, float]] | list[None]:
         """For each step, how likely each member was; a model without log-probabilities: `None`s."""
-        if len(reply.top_logprobs) < n_steps:
+        tops = [top for top in reply.top_logprobs if top and _slot(max(top, key=top.__getitem__))]
+        if len(tops) != n_steps:
             return [None] * n_steps
-        return [self._distribution(top, pool) for top in reply.top_logprobs[:n_steps]]
+        return [self._distribution(top, pool) for top in tops]
 
     def _distribution(self, top: Mapping[str, float], pool: ModelPool) -> dict[str, float]:
         weights = dict.fromkeys(pool.names, 0.0)
         for token, logprob in top.items():
-            # ▁ is how sentence-piece vocabularies write a space.
-            slot = re.fullmatch(r"m([1-9][0-9]?)", token.strip("▁ "))
-            if slot and int(slot[1]) <= self.n_slots:
-                weights[pool.slot_to_member(int(slot[1]), self.n_slots).name] += math.exp(logprob)
+            slot = _slot(token)
+            if slot and slot <= self.n_slots:
+                weights[pool.slot_to_member(slot, self.n_slots).name] += math.exp(logprob)
         total = sum(weights.values()) or 1.0
         return {name: round(weight / total, 6) for name, weight in weights.items()}
 
@@ -173,9 +178,27 @@ def slots_prompt(texts: Sequence[str], level: int) -> str:
     return "\n".join([f"q{level}", *lines])
 
 
-def parse_slots(text: str, n: int) -> list[int]:
-    """The `n` slots that a trained allocator wrote; raises `AllocationError` for anything else."""
-    return _numbers(text, r"m([1-9][0-9]?)", n)
+def parse_slots(text: str, n: int) -> list[tuple[int, int | None]]:
+    """What a trained allocator wrote: `n` slots, each with the quality level after it, if any.
+
+    Raises `AllocationError` for anything else.
+    """
+    one = r"m([1-9][0-9]?)(?:\s+q(10|[1-9]))?"
+    found = re.findall(one, text)
+    if len(found) != n or not re.fullmatch(rf"\s*{one}(?:\s+{one})*\s*", text):
+        raise _not_one_each(n)
+    return [(int(slot), int(check) if check else None) for slot, check in found]
+
+
+def slots_text(slots: Sequence[tuple[int, int | None]]) -> str:
+    """What a trained allocator writes for slots and the levels of their checks."""
+    return " ".join(f"m{slot}" if check is None else f"m{slot} q{check}" for slot, check in slots)
+
+
+def _slot(token: str) -> int | None:
+    # ▁ is how sentence-piece vocabularies write a space.
+    match = re.fullmatch(r"m([1-9][0-9]?)", token.strip("▁ "))
+    return int(match[1]) if match else None
 
 
 QUALITY_LEVELS = 10
@@ -263,5 +286,9 @@ def _numbers(text: str, form: str, n: int) -> list[int]:
     found = [re.fullmatch(form, word) for word in text.split()]
     numbers = [int(match[1]) for match in found if match]
     if len(numbers) != len(found) or len(numbers) != n:
-        raise AllocationError(f"the allocator did not give one model for each of {n} steps")
+        raise _not_one_each(n)
     return numbers
+
+
+def _not_one_each(n: int) -> AllocationError:
+    return AllocationError(f"the allocator did not give one model for each of {n} steps")

@@ -21,6 +21,7 @@ from langgraph.graph.message import add_messages
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic, for servers' schemas, wants this one
 
+from r2graph.allocate import QUALITY_LEVELS
 from r2graph.calls import Entry
 from r2graph.errors import (
     CheckpointError,
@@ -55,7 +56,8 @@ class Chosen(TypedDict):
     slot: int | None
     probabilities: dict[str, float] | None
     propensity: NotRequired[float | None]
-    """As in `Choice`; whoever edits an allocation by hand may leave it out."""
+    """As in `Choice`; whoever edits an allocation by hand may leave these two out."""
+    check: NotRequired[Annotated[int, Field(ge=1, le=QUALITY_LEVELS)] | None]
 
 
 class AttemptRecord(TypedDict):

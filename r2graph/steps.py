@@ -64,7 +64,7 @@ class StepRun:
         attempt = Attempt(
             self.prompt, reply.text, member, reply, messages=messages, step=self.step.id
         )
-        verdict = yield from self.turn.check(attempt, verifier)
+        verdict = yield from self.turn.check(attempt, verifier, self.chosen.get("check"))
         record["ok"], record["reason"] = verdict.ok, verdict.reason
         record["score"] = verdict.score
         return verdict.ok is not False

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from r2graph.allocate import QUALITY_LEVELS
 from r2graph.errors import ConfigError, PlanError, TraceFileError
 from r2graph.plan import Plan, StepId, Subtask, parse_json
 from r2graph.pricing import Money
@@ -42,6 +43,8 @@ class TracedChoice(BaseModel):
     """Of the members of the pool."""
     propensity: Probability | None
     """With which the member was drawn; `None` where nothing was drawn."""
+    check: Annotated[int, Field(ge=1, le=QUALITY_LEVELS)] | None = None
+    """The quality level of the step's checks; `None`: the run's."""
 
 
 class TracedAttempt(BaseModel):

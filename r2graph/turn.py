@@ -12,7 +12,7 @@ from langchain_core.messages import BaseMessage, HumanMessage
 from langgraph.config import get_stream_writer
 from langgraph.types import Command
 
-from r2graph.allocate import AllocateContext, Allocator, Choice, within_budget
+from r2graph.allocate import QUALITY_LEVELS, AllocateContext, Allocator, Choice, within_budget
 from r2graph.bill import total
 from r2graph.calls import Door, Flow, flowing
 from r2graph.decompose import Decomposer
@@ -162,6 +162,7 @@ class Turn:
                 slot=choice.slot,
                 probabilities=None if choice.probabilities is None else dict(choice.probabilities),
                 propensity=choice.propensity,
+                check=choice.check,
             )
             for choice in fitting
         ]
@@ -179,9 +180,15 @@ class Turn:
             rounds=self.progress["round"],
         )
 
-    def check(self, attempt: Attempt, verifier: Verifier) -> Flow[Verdict]:
-        """The verdict on an attempt; a verifier whose model fails cannot say."""
-        context = VerifyContext(self.pool, self.state["query"], self.run.quality)
+    def check(
+        self, attempt: Attempt, verifier: Verifier, level: int | None = None
+    ) -> Flow[Verdict]:
+        """The verdict on an attempt, at a quality level if not at the run's quality.
+
+        A verifier whose model fails cannot say.
+        """
+        quality = self.run.quality if level is None else level / QUALITY_LEVELS
+        context = VerifyContext(self.pool, self.state["query"], quality)
         try:
             return (yield from flowing(verifier.verify(attempt, context)))
         except ModelCallError:

@@ -7,6 +7,8 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from r2graph.allocate import (
     AllocateContext,
@@ -18,7 +20,9 @@ from r2graph.allocate import (
     PromptedAllocator,
     RandomAllocator,
     StrongestAllocator,
+    parse_slots,
     quality_level,
+    slots_text,
     within_budget,
 )
 from r2graph.calls import flowing
@@ -76,9 +80,27 @@ def test_a_checkpoint_is_asked_as_it_was_trained() -> None:
     assert [message.text for message in call.messages] == [
         "q7\ns1: 2 + 3\ns2: 47 * 68\ns3: {s1} - {s2}"
     ]
-    assert (call.role, call.max_tokens, call.temperature) == ("allocator", 3, 0.0)
+    assert (call.role, call.max_tokens, call.temperature) == ("allocator", 6, 0.0)
     assert [choice.member for choice in choices] == ["m1", "m9", "m4"]
     assert [choice.slot for choice in choices] == [1, 9, 4]
+    assert [choice.check for choice in choices] == [None] * 3
+
+
+def test_a_checkpoint_may_say_at_which_level_each_step_is_checked() -> None:
+    flow = checkpoint().allocate(STEPS, context(NINE))
+    choices, _ = replay(flow, reply("m1 q3 m9 m4 q10"))
+    assert [(choice.slot, choice.check) for choice in choices] == [(1, 3), (9, None), (4, 10)]
+
+
+@given(st.lists(st.tuples(st.integers(1, 99), st.none() | st.integers(1, 10)), min_size=1))
+def test_slots_and_levels_are_read_as_they_are_written(
+    slots: list[tuple[int, int | None]],
+) -> None:
+    text = slots_text(slots)
+    assert parse_slots(text, len(slots)) == slots
+    for n in (len(slots) - 1, len(slots) + 1):
+        with pytest.raises(AllocationError):
+            parse_slots(text, n)
 
 
 def test_slots_fit_a_pool_of_any_size() -> None:
@@ -91,7 +113,14 @@ def test_a_step_asked_about_alone_is_the_first() -> None:
     assert call.messages[0].text == "q9\ns1: 47 * 68"
 
 
-@pytest.mark.parametrize("text", ["", "m1 m2", "m1 m2 m3 m4", "m1 m2 m0", "m1 m2 m10", "1 2 3"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "m1 m2", "m1 m2 m3 m4", "m1 m2 m0", "m1 m2 m10", "1 2 3"),
+        *("q3 m1 m2 m3", "m1 q3 q4 m2 m3", "m1 q11 m2 m3", "m1 q0 m2 m3", "m1q3 m2 m3"),
+        *("m1 q3 m2 q3", "m1 q3 m2 q3 m3 q3 m4 q3", "m1 q3 m2 q3 m3 q3 Oslo", "q1 q2 q3"),
+    ],
+)
 def test_a_checkpoints_text_that_is_no_allocation_is_an_error(text: str) -> None:
     with pytest.raises(AllocationError):
         replay(checkpoint().allocate(STEPS, context()), reply(text))
@@ -108,8 +137,27 @@ def test_the_distribution_over_slots_becomes_one_over_members() -> None:
     assert choices[2].probabilities["m2"] == pytest.approx(1 / 3, abs=1e-5)
 
 
-def test_without_log_probabilities_there_is_no_distribution() -> None:
-    choices, _ = replay(checkpoint().allocate(STEPS, context()), reply("m1 m1 m1"))
+def test_levels_between_the_slots_are_no_part_of_their_distributions() -> None:
+    level = {"▁q3": math.log(0.6), "▁m5": math.log(0.4)}
+    spreads = [{"m1": 0.75, "m9": 0.25}, {"m9": 0.75, "m1": 0.25}, {"m4": 0.75, "m5": 0.25}]
+    slots = [{f"▁{name}": math.log(p) for name, p in spread.items()} for spread in spreads]
+    tops = [slots[0], level, slots[1], slots[2], level, {"</s>": 0.0}]
+    flow = checkpoint().allocate(STEPS, context(NINE))
+    choices, _ = replay(flow, reply("m1 q3 m9 m4 q3", top_logprobs=tops))
+    for choice, spread in zip(choices, spreads, strict=True):
+        assert choice.probabilities == pytest.approx(dict.fromkeys(NINE.names, 0.0) | spread)
+
+
+@pytest.mark.parametrize(
+    "tops",
+    [[], [{}] * 3, [{"m": 0.0}, {"1": 0.0}] * 3, [{"m1": 0.0}] * 2, [{"m1": 0.0}] * 4],
+    ids=str,
+)
+def test_without_log_probabilities_of_each_slot_there_is_no_distribution(
+    tops: list[dict[str, float]],
+) -> None:
+    flow = checkpoint().allocate(STEPS, context())
+    choices, _ = replay(flow, reply("m1 m1 m1", top_logprobs=tops))
     assert [choice.probabilities for choice in choices] == [None] * 3
 
 

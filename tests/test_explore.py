@@ -41,7 +41,7 @@ class Spread(Allocator):
         self.probabilities = probabilities
 
     def allocate(self, steps: Sequence[Subtask], context: AllocateContext) -> list[Choice]:
-        return [Choice("m1", "spread", 1, self.probabilities) for _ in steps]
+        return [Choice("m1", "spread", 1, self.probabilities, check=7) for _ in steps]
 
 
 def drawn(
@@ -124,6 +124,12 @@ def test_the_slot_is_that_of_the_drawn_member() -> None:
     assert seen == set(pool.names)
     no_slots = drawn(ExploringAllocator(CheapestFirst(), epsilon=1))
     assert [choice.slot for choice in no_slots] == [None] * 3
+
+
+def test_a_draw_leaves_the_level_of_the_check_as_it_is() -> None:
+    choices = drawn(ExploringAllocator(Spread(), epsilon=1, seed=1))
+    assert {choice.member for choice in choices} != {"m1"}
+    assert [choice.check for choice in choices] == [7] * 3
 
 
 def test_the_wrapped_allocator_still_revises_and_escalates() -> None:

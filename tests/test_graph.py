@@ -15,7 +15,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.prompt_values import ChatPromptValue
 from langgraph.graph import END, START, MessagesState, StateGraph
 
-from r2graph.allocate import Allocator, CheckpointAllocator, FixedAllocator
+from r2graph.allocate import Allocator, CheckpointAllocator, Choice, FixedAllocator
 from r2graph.decompose import CheckpointDecomposer
 from r2graph.errors import (
     ConfigError,
@@ -31,7 +31,7 @@ from r2graph.graph import R2Graph, create_r2_graph
 from r2graph.limits import Limits
 from r2graph.plan import parse_text, render_json
 from r2graph.state import R2Output
-from r2graph.verify import Attempt, CallableVerifier, JudgeVerifier
+from r2graph.verify import Attempt, CallableVerifier, ConfidenceVerifier, JudgeVerifier
 from tests.fakes import (
     FakeChat,
     ListeningChat,
@@ -369,6 +369,37 @@ async def test_a_failed_step_moves_up_in_place(run: Invoke) -> None:
     assert tried == {"s1": ["m1"], "s2": ["m1", "m2", "m3"], "s3": ["m1", "m2", "m3"]}
     assert result["steps"]["s2"]["member"] == "m3"
     assert result["stop_reason"] == "verified"
+
+
+class ByText(Allocator):
+    """The cheapest member for each step, checked at the level that its text has here, if any."""
+
+    revises = True
+
+    def __init__(self, **levels: int) -> None:
+        self.levels = levels
+
+    def allocate(self, steps: Any, context: Any) -> list[Choice]:
+        cheapest = context.pool.names[0]
+        return [Choice(cheapest, "by text", check=self.levels.get(step.text)) for step in steps]
+
+
+@pytest.mark.parametrize(("quality", "member_at_quality"), [(0.1, "m1"), (1, "m2")])
+async def test_a_step_is_checked_at_the_level_of_its_choice_else_at_the_runs_quality(
+    run: Invoke, quality: float, member_at_quality: str
+) -> None:
+    graph = graph_of(
+        echo(logprob=-0.5),
+        echo(logprob=-0.01),
+        plan="s1: a\ns2: b\ns3: c\ns4: d {s1}",
+        allocator=ByText(**{"a": 1, "b": 10, "d {s1}": 1, "d [a]": 10}),
+        verifier=ConfidenceVerifier([-1 + level / 10 for level in range(10)]),
+    )
+    result = await run(graph, "q", context={"quality": quality})
+    levels = {name: chosen["check"] for name, chosen in result["allocation"].items()}
+    assert levels == {"s1": 1, "s2": 10, "s3": None, "s4": 10}
+    members = {name: step["member"] for name, step in result["steps"].items()}
+    assert members == {"s1": "m1", "s2": "m2", "s3": member_at_quality, "s4": "m2"}
 
 
 async def test_a_step_is_tried_only_so_often(run: Invoke) -> None:

@@ -78,7 +78,7 @@ def test_arith_agrees_with_python() -> None:
 
 
 def test_a_long_product_is_cut_or_left_whole() -> None:
-    cut, whole = (arith.task("47 * 68 - 5", cut) for cut in (True, False))
+    cut, whole = (arith.task("47 * 68 - 5", cut) for cut in ("*", ""))
     assert [s.text for s in cut.plan.subtasks] == [
         "47 * 60", "47 * 8", "{s1} + {s2}", "{s3} - 5"
     ]  # fmt: skip

@@ -347,6 +347,8 @@ def test_an_edited_plan_is_run_as_edited() -> None:
         ({"allocation": {"s1": CHOSEN}}, CheckpointError),
         ({"allocation": "m1 m2"}, CheckpointError),
         ({"allocation": {"s1": "m1", "s2": 7}}, CheckpointError),
+        ({"allocation": {"s1": CHOSEN, "s2": CHOSEN | {"check": 0}}}, CheckpointError),
+        ({"allocation": {"s1": CHOSEN, "s2": CHOSEN | {"check": 11}}}, CheckpointError),
         ({"progress": {"run_id": 7}}, CheckpointError),
         ({"bill": [{"cost_usd": "-1"}]}, CheckpointError),
         ({"bill": 7}, CheckpointError),

@@ -17,7 +17,7 @@ COSTS = (0.0, 0.01, 0.3, 1.0, 50.0)
 
 
 def rollout(cost: float = 0.0, *, right: bool = True) -> Rollout:
-    return Rollout(right=right, cost=cost, reference=1.0)
+    return Rollout(right=right, cost=cost, pool_cost=cost, reference=1.0)
 
 
 @pytest.mark.parametrize("cost", COSTS)
@@ -61,4 +61,4 @@ def test_a_rollout_whose_pool_failed_is_masked_and_not_punished() -> None:
 
 def test_a_cost_beyond_the_reference_counts_as_the_reference() -> None:
     assert rollout(50.0).relative_cost == rollout(1.0).relative_cost == 1.0
-    assert Rollout(right=True, cost=0.0, reference=0.0).relative_cost == 1.0
+    assert Rollout(right=True, cost=0.0, pool_cost=0.0, reference=0.0).relative_cost == 1.0

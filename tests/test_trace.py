@@ -70,6 +70,7 @@ def test_a_trace_says_what_was_run_and_what_came_of_it() -> None:
             "slot": None,
             "probabilities": None,
             "propensity": None,
+            "check": None,
         },
         "attempts": (
             {
@@ -158,6 +159,18 @@ def test_an_allocation_edited_by_hand_has_no_propensity() -> None:
     assert [(s.choice.member, s.choice.propensity) for s in found.steps] == [("m2", None)] * 3
 
 
+def test_the_level_of_a_steps_checks_is_kept(tmp_path: Path) -> None:
+    graph = graph_of(checkpointer=InMemorySaver())
+    graph.invoke("q", on("1"), interrupt_before=["execute_step"])
+    allocation = graph.get_state(on("1")).values["allocation"]
+    allocation["s1"]["check"] = 3
+    graph.update_state(on("1"), {"allocation": allocation})
+    found = trace(graph.invoke(None, on("1")))
+    write_traces(tmp_path / "t.jsonl", [found])
+    [read] = read_traces(tmp_path / "t.jsonl")
+    assert [step.choice.check for step in read.steps] == [3, None, None]
+
+
 # Resumes
 
 
@@ -206,6 +219,15 @@ def test_traces_round_trip_through_a_file(tmp_path: Path) -> None:
     assert lines[0]["plan"]["subtasks"][1]["depends_on"] == ["s1"]
 
 
+def test_a_line_from_before_checks_had_levels_is_read(tmp_path: Path) -> None:
+    found = trace(graph_of().invoke("q"))
+    line = json.loads(to_line(found))
+    for step in line["steps"]:
+        del step["choice"]["check"]
+    (tmp_path / "t.jsonl").write_text(json.dumps(line))
+    assert list(read_traces(tmp_path / "t.jsonl")) == [found]
+
+
 def spoiled(line: dict[str, Any], *path: str | int, value: Any) -> bytes:
     """A line with one value in another's place."""
     *way, last = path
@@ -224,6 +246,7 @@ BAD: dict[str, tuple[Any, ...]] = {
     "tokens as a text": ("steps", 0, "attempts", 0, "input_tokens", "SECRET"),
     "a probability of a SECRET": ("steps", 0, "choice", "probabilities", {"SECRET": 2}),
     "not a number": ("steps", 0, "choice", "propensity", float("nan")),
+    "a level that is none": ("steps", 0, "choice", "check", 11),
     "a plan that is none": ("plan", {"subtasks": [{"id": "s1", "text": "{s1} SECRET"}]}),
     "an unknown stop": ("stop_reason", "SECRET"),
 }

@@ -14,24 +14,28 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import yaml
 
 from r2graph import OutcomeCache, load_pool, load_router
 from r2graph.router import CARD, MODULES
-from training.grpo import RL_SEED, folder, rows, train, training_tasks
+from training.grpo import folder, held_out_tasks, rows, train
 from training.held_out import Standing, references, standing, worth
-from training.rl_data import tasks
+from training.rl_data import Row
 from training.rollouts import Rollouts
 from training.settings import Module, Settings, load_settings
 
-HELD_OUT_SEED = 2 * RL_SEED
+SEEDS_A_ROUND = 100  # every round draws other queries
 
 
-def assemble(parent: Path, module: Module, trained: Path, out: Path, seed: int) -> None:
-    """Write a router: the parent with one module replaced. The check's thresholds stay as they are;
-    `training/threshold.py` can choose them anew.
+def assemble(
+    parent: Path, module: Module, trained: Path, out: Path, prompts: Sequence[Row], seed: int
+) -> None:
+    """Write a router: the parent with one module replaced by what was trained on `prompts`. The
+    check's thresholds stay, for they are the scale of the levels that an allocator writes.
     """
     router = load_router(parent)
     for name in MODULES:
@@ -45,6 +49,7 @@ def assemble(parent: Path, module: Module, trained: Path, out: Path, seed: int) 
             "trained_with": f"GRPO of the {module}, with TRL",
             "command": f"python -m training.alternate --seed {seed}",
             "seed": seed,
+            "data_sha256": sha256(json.dumps(prompts).encode()).hexdigest(),
         }
     )
     (out / CARD).write_text(yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False))
@@ -53,11 +58,10 @@ def assemble(parent: Path, module: Module, trained: Path, out: Path, seed: int) 
 class Comparison:
     """Held-out queries, none of them trained on, and where routers stand on them."""
 
-    def __init__(self, settings: Settings, parent: Path, outcomes: OutcomeCache, seed: int) -> None:
-        trained_on = {task.query for task in training_tasks(settings, seed)}
+    def __init__(self, settings: Settings, parent: Path, outcomes: OutcomeCache) -> None:
         self.pool = load_pool(settings.pool)
         self.outcomes = outcomes
-        self.tasks = tasks(settings.held_out, HELD_OUT_SEED, without=trained_on)
+        self.tasks = held_out_tasks(settings)
         self.references = references(self.pool, load_router(parent), self.tasks, outcomes)
 
     def standing(self, router: Path) -> dict[int, Standing]:
@@ -71,10 +75,10 @@ def phase(
     done = out / "standing.json"
     if not done.exists():
         router = load_router(parent)
-        prompts = rows(module, settings, seed)
+        prompts = rows(module, settings, router, held_out.outcomes, seed)
         rollouts = Rollouts(held_out.pool, router, held_out.outcomes)
         train(module, getattr(settings, module), router, prompts, rollouts, out / "trained", seed)
-        assemble(parent, module, out / "trained", out / "router", seed)
+        assemble(parent, module, out / "trained", out / "router", prompts, seed)
         done.write_text(json.dumps(held_out.standing(out / "router"), indent=1) + "\n")
     return {int(level): at for level, at in json.loads(done.read_text()).items()}
 
@@ -82,16 +86,16 @@ def phase(
 def alternate(settings: Settings, parent: Path, out: Path, seed: int) -> Path:
     """Rounds until one improves nothing; the best router's directory."""
     with OutcomeCache(out / "outcomes.sqlite") as outcomes:
-        held_out = Comparison(settings, parent, outcomes, seed)
+        held_out = Comparison(settings, parent, outcomes)
         best, value = parent, worth(held_out.standing(parent))
         print(f"parent: {value:.4f}", flush=True)
         for number in range(1, settings.rounds + 1):
-            before = best
+            before, drawn = best, seed + SEEDS_A_ROUND * (number - 1)
             for module in MODULES:
                 if getattr(settings, module) is None:
                     continue
                 at = out / f"round-{number}-{module}"
-                reached = worth(phase(settings, module, best, at, held_out, seed))
+                reached = worth(phase(settings, module, best, at, held_out, drawn))
                 print(f"round {number}, {module}: {reached:.4f}", flush=True)
                 if reached > value:
                     best, value = at / "router", reached

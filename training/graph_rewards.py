@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -12,7 +13,7 @@ from r2graph.errors import AllocationError, PlanError
 from r2graph.plan import Plan, parse_text
 from training.rejection import Sample, score
 from training.rewards import INVALID, Rollout, allocator_reward, decomposer_reward
-from training.rollouts import Given, Rollouts
+from training.rollouts import Given, Rollouts, Slots
 
 Messages = list[dict[str, str]]
 Rewards = list[float | None]
@@ -49,12 +50,12 @@ class AllocatorReward:
             rewards[i] = allocator_reward(rollout, level[i])
         return rewards
 
-    def _slots(self, text: str, n: int) -> tuple[int, ...]:
+    def _slots(self, text: str, n: int) -> Slots:
         try:
             slots = parse_slots(text, n)
         except AllocationError:
             return ()
-        return tuple(slots) if max(slots) <= self.rollouts.n_slots else ()
+        return tuple(slots) if max(slots)[0] <= self.rollouts.n_slots else ()
 
 
 class DecomposerReward:
@@ -88,8 +89,8 @@ class DecomposerReward:
             rewards[i] = None
             if rollout is not None:
                 cost = rollout.cost + len(completion_ids[i]) * self.usd_per_token
-                paid = Rollout(rollout.right, cost, rollout.reference)
-                sample = Sample(given.plan, rollout.right, Decimal(str(rollout.cost)))
+                paid = replace(rollout, cost=cost)
+                sample = Sample(given.plan, rollout.right, Decimal(str(rollout.pool_cost)))
                 groups[given.query][i] = paid, sample
         for group in groups.values():
             samples = [sample for _, sample in group.values()]

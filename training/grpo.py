@@ -22,23 +22,34 @@ from r2graph.errors import ConfigError
 from r2graph.lab.task import Task
 from r2graph.router import Router
 from training.graph_rewards import AllocatorReward, DecomposerReward
+from training.planned import planned
 from training.rl_data import Row, allocator_rows, decomposer_rows, tasks
 from training.rollouts import Rollouts
 from training.settings import Module, Phase, Settings, load_settings
 
 SAVE_EVERY = 50
 RL_SEED = 1_000  # other draws than those of SFT; few of the queries are the same
+HELD_OUT_SEED = 999
 
 
-def training_tasks(settings: Settings, seed: int) -> list[Task]:
-    """The tasks that a seed trains on."""
-    return tasks(settings.queries, RL_SEED + seed)
+def held_out_tasks(settings: Settings) -> list[Task]:
+    """The tasks on which routers are compared; no seed trains on them."""
+    return tasks(settings.held_out, HELD_OUT_SEED)
 
 
-def rows(module: Module, settings: Settings, seed: int) -> list[Row]:
+def rows(
+    module: Module,
+    settings: Settings,
+    router: Router,
+    outcomes: OutcomeCache | None,
+    seed: int,
+) -> list[Row]:
     """The prompts of a module; the same for the same seed."""
-    drawn = training_tasks(settings, seed)
-    return decomposer_rows(drawn) if module == "decomposer" else allocator_rows(drawn, seed)
+    without = {task.query for task in held_out_tasks(settings)}
+    drawn = tasks(settings.queries, RL_SEED + seed, without)
+    if module == "decomposer":
+        return decomposer_rows(drawn)
+    return allocator_rows(planned(load_pool(settings.pool), router, drawn, outcomes), seed)
 
 
 def folder(router: Router, module: Module) -> Path:
@@ -140,7 +151,7 @@ def main() -> None:
     router = load_router(arguments.router)
     with OutcomeCache(arguments.outcomes) if arguments.outcomes else nullcontext() as outcomes:
         rollouts = Rollouts(load_pool(settings.pool), router, outcomes)
-        prompts = rows(arguments.module, settings, arguments.seed)
+        prompts = rows(arguments.module, settings, router, outcomes, arguments.seed)
         train(arguments.module, phase, router, prompts, rollouts, arguments.out, arguments.seed)
     print(f"rollouts: {rollouts.misses} run, {rollouts.hits} repeated", flush=True)
 

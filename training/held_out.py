@@ -16,9 +16,9 @@ from r2graph.lab.benchmarks import grade
 from r2graph.lab.task import Task
 from r2graph.router import Router
 from training.rewards import INVALID, WRONG, Rollout, allocator_reward
-from training.rollouts import CONCURRENCY, Given, Rollouts
+from training.rollouts import CONCURRENCY, Rollouts
 
-LEVELS = (2, 5, 8, 10)
+LEVELS = (2, 5, 7, 9)
 
 
 class Standing(TypedDict):
@@ -34,7 +34,7 @@ class Standing(TypedDict):
 
 
 Ended = tuple[bool, float] | None
-"""Whether the answer was right and what the run cost; `None` where no plan was valid."""
+"""Whether the answer was right, and the dollars of the run; `None` where no plan was valid."""
 
 
 async def _ended(graph: R2Graph, task: Task, gate: asyncio.Semaphore) -> Ended:
@@ -88,7 +88,8 @@ def standing(
 def _worth(ended: Ended, reference: float, level: int) -> float:
     if ended is None:
         return INVALID
-    return allocator_reward(Rollout(*ended, reference), level) or WRONG
+    right, cost = ended
+    return allocator_reward(Rollout(right, cost, cost, reference), level) or WRONG
 
 
 def references(
@@ -96,10 +97,7 @@ def references(
 ) -> list[float]:
     """What the oracle plan of each task costs, dollars, all of it on the strongest member."""
     rollouts = Rollouts(pool, router, outcomes)
-    given = [
-        Given(task.query, task.plan, task.answer, QUALITY_LEVELS, rollouts.strongest(task.plan))
-        for task in tasks
-    ]
+    given = [rollouts.strongest(task.query, task.plan, task.answer) for task in tasks]
     done = asyncio.run(rollouts.run(given, [task.plan for task in tasks]))
     return [0.0 if rollout is None else rollout.reference for rollout in done]
 

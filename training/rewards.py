@@ -25,7 +25,11 @@ class Rollout:
 
     right: bool
     cost: float
+    """Of all calls."""
+    pool_cost: float
+    """Of the calls that executed steps."""
     reference: float
+    """What all steps on the strongest member cost."""
 
     @property
     def relative_cost(self) -> float:

@@ -17,6 +17,7 @@ from r2graph.allocate import QUALITY_LEVELS, slots_prompt
 from r2graph.decompose import plan_prompt
 from r2graph.lab.task import Task
 from r2graph.plan import Plan, render_text, single
+from training.planned import Planned
 from training.router_data import training_queries, whole
 
 Row = dict[str, Any]
@@ -48,16 +49,16 @@ def decomposer_rows(drawn: Sequence[Task]) -> list[Row]:
     ]
 
 
-def allocator_rows(drawn: Sequence[Task], seed: int) -> list[Row]:
+def allocator_rows(drawn: Sequence[Planned], seed: int) -> list[Row]:
     """A plan, and each step that is asked about again, at quality levels drawn at random."""
     rng = Random(seed)
     rows = []
-    for task in drawn:
-        level = rng.randint(1, QUALITY_LEVELS)
-        texts = [step.text for step in task.plan.subtasks]
-        rows.append(_row(slots_prompt(texts, level), task, task.plan, task.answer, level))
-        for step, (_, prompt, output) in zip(task.plan.subtasks, task.steps(), strict=True):
-            if step.depends_on:
+    for each in drawn:
+        task, plan, level = each.task, each.plan, rng.randint(1, QUALITY_LEVELS)
+        texts = [step.text for step in plan.subtasks]
+        rows.append(_row(slots_prompt(texts, level), task, plan, task.answer, level))
+        for step, (prompt, output) in zip(plan.subtasks, each.steps, strict=True):
+            if prompt != step.text:
                 level = rng.randint(1, QUALITY_LEVELS)
                 rows.append(
                     _row(slots_prompt([prompt], level), task, single(prompt), output, level)

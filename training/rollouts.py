@@ -2,7 +2,8 @@
 
 Checks and escalation are on, failed attempts are billed, every call goes through the outcome cache
 at its original cost. The policy's text is handed to the graph by a decomposer and an allocator that
-give back what they were given; whatever is not trained is the router's.
+give back what they were given; whatever is not trained is the router's, second thoughts about a
+step whose references have been filled in among them.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import asyncio
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from r2graph import ModelPool, OutcomeCache, create_r2_graph
 from r2graph.allocate import QUALITY_LEVELS, AllocateContext, Allocator, Choice
+from r2graph.calls import Flow
 from r2graph.decompose import DecomposeContext, Decomposer
 from r2graph.errors import ModelCallError
 from r2graph.evaluation.methods import PATIENT
@@ -25,6 +28,10 @@ from training.rewards import Rollout
 CONCURRENCY = 64
 
 
+Slots = tuple[tuple[int, int | None], ...]
+"""As `parse_slots` reads them: of each step the slot, and the level of its check."""
+
+
 @dataclass(frozen=True)
 class Given:
     """A run to make: what the policy decided, and what a right answer is."""
@@ -33,8 +40,10 @@ class Given:
     plan: Plan
     gold: str
     level: int
-    slots: tuple[int, ...] | None = None
+    slots: Slots | None = None
     """`None` leaves the allocation to the router."""
+    revised: bool = True
+    """Whether the router is asked about a step again, as when deployed."""
 
 
 _GIVEN: ContextVar[Given] = ContextVar("_GIVEN")
@@ -48,24 +57,33 @@ class GivenPlan(Decomposer):
 
 
 class GivenSlots(Allocator):
-    """The slots of the run at hand; a step that fails its check moves up."""
+    """The slots of the run at hand, and those of another allocator for what is asked again."""
 
-    def __init__(self, n_slots: int) -> None:
-        self.n_slots = n_slots
+    def __init__(self, router: Allocator) -> None:
+        self.router = router
+        self.revises = router.revises
+        self.n_slots = router.n_slots
 
-    def allocate(self, steps: Sequence[Subtask], context: AllocateContext) -> list[Choice]:
-        pool, slots = context.pool, _GIVEN.get().slots or ()
-        return [
-            Choice(pool.slot_to_member(slot, self.n_slots).name, "given", slot) for slot in slots
-        ]
+    def allocate(
+        self, steps: Sequence[Subtask], context: AllocateContext
+    ) -> Flow[list[Choice]] | list[Choice]:
+        given = _GIVEN.get()
+        again = tuple(steps) != given.plan.subtasks
+        if given.slots is None or (again and given.revised):
+            return self.router.allocate(steps, context)
+        chosen = dict(zip((step.id for step in given.plan.subtasks), given.slots, strict=True))
+        return [self._choice(*chosen[step.id], context.pool) for step in steps]
+
+    def _choice(self, slot: int, check: int | None, pool: ModelPool) -> Choice:
+        return Choice(pool.slot_to_member(slot, self.n_slots).name, "given", slot, check=check)
 
 
-Ended = tuple[bool, float]
-"""Whether a run's answer was right, and its dollars."""
+Ended = tuple[bool, float, float]
+"""Whether a run's answer was right, its dollars, and those of them that executed steps."""
 
 
 def _rollout(ended: Ended | None, reference: Ended | None) -> Rollout | None:
-    return ended and reference and Rollout(*ended, reference[1])
+    return ended and reference and Rollout(*ended, reference[2])
 
 
 class Rollouts:
@@ -74,18 +92,14 @@ class Rollouts:
     def __init__(self, pool: ModelPool, router: Router, outcomes: OutcomeCache | None) -> None:
         self.n_slots = router.card.n_slots
 
-        def graph(allocator: Allocator) -> Any:
-            return create_r2_graph(
-                pool,
-                router=router,
-                decomposer=GivenPlan(),
-                allocator=allocator,
-                outcomes=outcomes,
-                limits=PATIENT,
-            )
-
-        self._given = graph(GivenSlots(self.n_slots))
-        self._routed = graph(router.allocator)
+        self._graph: Any = create_r2_graph(
+            pool,
+            router=router,
+            decomposer=GivenPlan(),
+            allocator=GivenSlots(router.allocator),
+            outcomes=outcomes,
+            limits=PATIENT,
+        )
         self._known: dict[Given, Ended] = {}
         self.hits = self.misses = 0
 
@@ -106,20 +120,23 @@ class Rollouts:
         return [_rollout(done[a], done[b]) for a, b in zip(wanted, strongest, strict=True)]
 
     def _on_strongest(self, given: Given, plan: Plan) -> Given:
-        return Given(given.query, plan, given.gold, QUALITY_LEVELS, self.strongest(plan))
+        return self.strongest(given.query, plan, given.gold)
 
-    def strongest(self, plan: Plan) -> tuple[int, ...]:
-        """The slots of a plan, all of it on the strongest member."""
-        return (self.n_slots,) * len(plan.subtasks)
+    def strongest(self, query: str, plan: Plan, gold: str) -> Given:
+        """The run of a plan with all of it on the strongest member."""
+        slots = ((self.n_slots, None),) * len(plan.subtasks)
+        return Given(query, plan, gold, QUALITY_LEVELS, slots, revised=False)
 
     async def _run(self, given: Given, gate: asyncio.Semaphore) -> Ended | None:
-        graph = self._routed if given.slots is None else self._given
         async with gate:
             _GIVEN.set(given)  # seen by this run alone: each runs in a task of its own
             try:
-                result = await graph.ainvoke(
+                result = await self._graph.ainvoke(
                     {"query": given.query}, context={"quality": given.level / QUALITY_LEVELS}
                 )
             except ModelCallError:
                 return None
-        return result["answer"].split() == given.gold.split(), float(result["cost_usd"])
+        cost = Decimal(result["cost_usd"])
+        pool_cost = cost - Decimal(result["router_cost_usd"]) - Decimal(result["verifier_cost_usd"])
+        right = result["answer"].split() == given.gold.split()
+        return right, float(cost), float(pool_cost)

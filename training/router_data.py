@@ -19,7 +19,7 @@ from random import Random
 from langchain_core.messages import HumanMessage
 from rich.progress import track
 
-from r2graph.allocate import slots_prompt
+from r2graph.allocate import slots_prompt, slots_text
 from r2graph.decompose import plan_prompt
 from r2graph.lab import arith, geo, scan
 from r2graph.lab.task import Task, is_test
@@ -37,6 +37,7 @@ PLANS = {
     "decomposer-arith": {"scan": 13_576, "arith": 260_000, "geo": 30_000},
 }
 ALLOCATIONS = {"scan": 400, "arith": 7_000, "geo": 9_000}
+PLANS_CUT, ALLOCATIONS_CUT = 0.1, 0.25  # share of the plans of arith that cut long operations
 LEVELS_PER_PLAN = 2
 SEARCHED = 500  # tasks of each family
 
@@ -62,8 +63,19 @@ def draw(family: str, rng: Random, even: bool = False) -> Task:
 
 
 def whole(task: Task) -> Task:
-    """The task with long products left whole in its plan, which costs less (docs/lab.md)."""
-    return arith.task(task.query, cut=False) if task.family == "arith" else task
+    """The task with long operations left whole in its plan, which costs less (docs/lab.md)."""
+    return arith.task(task.query, cut="") if task.family == "arith" else task
+
+
+def varied(task: Task, rng: Random, share: float) -> Task:
+    """The task, `share` of the time with long operations cut in its plan: other plans must be seen
+    before reinforcement learning can find where they are better.
+    """
+    if task.family == "arith" and rng.random() < share:
+        cut = arith.task(task.query, rng.choice(arith.CUTS[1:]))
+        if len(cut.plan.subtasks) <= arith.MAX_STEPS:
+            return cut
+    return whole(task)
 
 
 def allocation_rows(task: Task, labels: Labels, rng: Random) -> Iterator[str]:
@@ -78,13 +90,13 @@ def allocation_rows(task: Task, labels: Labels, rng: Random) -> Iterator[str]:
             step.text if step.depends_on else prompt
             for step, prompt in zip(steps, prompts, strict=True)
         ]
-        slots = [f"m{labels.label(text, q)}" for text in seen]
+        slots = [(labels.label(text, q), q) for text in seen]
         texts = [step.text for step in steps]
-        yield row([HumanMessage(slots_prompt(texts, q))], " ".join(slots))
+        yield row([HumanMessage(slots_prompt(texts, q))], slots_text(slots))
         for step, prompt in zip(steps, prompts, strict=True):
             if step.depends_on:
                 asked = HumanMessage(slots_prompt([prompt], q))
-                yield row([asked], f"m{labels.label(prompt, q)}")
+                yield row([asked], slots_text([(labels.label(prompt, q), q)]))
 
 
 def main() -> None:
@@ -107,9 +119,10 @@ def write_plans(path: Path, counts: dict[str, int], seed: int) -> None:
         for family, n in counts.items()
         for task in islice(training_queries(family, seed, even=True), n)
     ]
-    Random(seed).shuffle(tasks)
+    rng = Random(seed)
+    rng.shuffle(tasks)
     with path.open("w") as file:
-        for task in map(whole, tasks):
+        for task in (varied(task, rng, PLANS_CUT) for task in tasks):
             file.write(row([HumanMessage(plan_prompt(task.query))], render_text(task.plan)) + "\n")
 
 
@@ -119,9 +132,9 @@ def write_allocations(pool: Path, out: Path) -> None:
         family: list(islice(training_queries(family, ALLOCATION_SEED), n))
         for family, n in ALLOCATIONS.items()
     }
-    # A plan may cut long products all the same: so does every fourth here.
+    rng = Random(SEED)
     every = [task for group in by_family.values() for task in group]
-    tasks = [whole(task) if number % 4 else task for number, task in enumerate(every)]
+    tasks = [varied(task, rng, ALLOCATIONS_CUT) for task in every]
     outcomes.fill(prompt for task in tasks for _, prompt, _ in task.steps())
     found = {
         family: summary([search(task, outcomes) for task in track(group[:SEARCHED], family)])
@@ -129,7 +142,6 @@ def write_allocations(pool: Path, out: Path) -> None:
     }
     (out / "search.json").write_text(json.dumps(found, indent=1) + "\n")
     labels = Labels(tasks, outcomes, prices(pool))
-    rng = Random(SEED)
     rows = [line for task in tasks for line in allocation_rows(task, labels, rng)]
     rng.shuffle(rows)
     (out / "allocator.jsonl").write_text("\n".join(rows) + "\n")

@@ -9,9 +9,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from r2graph.errors import ConfigError, first_fault
+from r2graph.pricing import Price
 
 Module = Literal["decomposer", "allocator"]
 Count = Annotated[int, Field(gt=0)]
+Queries = dict[Literal["scan", "arith", "geo"], Count] | Path
+"""So many of each of the lab's families, or a file (`training/query_files.py`)."""
 
 
 class Lora(BaseModel):
@@ -52,6 +55,8 @@ class Phase(BaseModel):
     """Gradient accumulation steps; divides prompts x generations."""
     vllm: Literal["off", "colocate", "server"] = "off"
     """Whether vLLM samples the completions, and where."""
+    vllm_url: str = "http://127.0.0.1:8100"
+    """Where the server is, if it is `server`."""
     lora: Lora | None = None
     """`None`: all weights are trained."""
 
@@ -61,10 +66,32 @@ class Phase(BaseModel):
             raise ValueError("`accumulate` must divide prompts x generations")
         return self
 
-    @property
-    def batch(self) -> int:
-        """Completions that a device takes at once."""
-        return self.prompts * self.generations // self.accumulate
+    def batch(self, processes: int = 1) -> int:
+        """Completions that a process takes at once; raises `ConfigError` if they do not come out.
+
+        The prompts of a step are dealt out whole: a group is never split between processes, for a
+        plan is scored against the others of its query.
+        """
+        if self.prompts % processes:
+            raise ConfigError(f"{self.prompts} prompts a step are not to be split by {processes}")
+        share = self.prompts // processes * self.generations
+        if share % self.accumulate:
+            raise ConfigError(
+                f"{share} completions a process are not to be split into {self.accumulate} parts: "
+                "change `accumulate`, `prompts` or the number of processes"
+            )
+        return share // self.accumulate
+
+
+class Base(BaseModel):
+    """What a new router starts from: both of its modules are this model, to be fine-tuned."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Annotated[str, Field(min_length=1)]
+    """A hub id, or a directory."""
+    price: Price
+    """What either module charges; on the bill like a member of the pool."""
 
 
 class Settings(BaseModel):
@@ -74,10 +101,14 @@ class Settings(BaseModel):
 
     pool: str
     """A shipped pool's name, or a file."""
-    queries: dict[Literal["scan", "arith", "geo"], Count]
-    """Training queries by family."""
-    held_out: dict[Literal["scan", "arith", "geo"], Count]
-    """Queries on which rounds are compared."""
+    base: Base | None = None
+    """`None`: there is a router already, named on the command line."""
+    sft: dict[Module, Path] = Field(default_factory=dict)
+    """The rows on which the base is fine-tuned before reinforcement learning."""
+    queries: Queries
+    """What is trained on."""
+    held_out: Queries
+    """What rounds are compared on."""
     rounds: Count = 1
     """At most so many; each trains the decomposer, then the allocator."""
     decomposer: Phase | None = None

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from langchain_core.messages import HumanMessage
 
-from r2graph.allocate import quality_level, slots_prompt
+from r2graph.allocate import quality_level, slots_prompt, slots_text
 from r2graph.decompose import plan_prompt
 from r2graph.plan import Plan, render_text
 from r2graph.pool import N_SLOTS
@@ -74,12 +74,16 @@ def _allocation(trace: Trace, level: int) -> Iterator[str]:
     accepted = [_accepted(step) for step in trace.steps]
     if None in accepted:
         return
-    labels = [_label(trace, member) for member in accepted if member]
+    slots = [
+        (_slot(trace, member), step.choice.check or level)
+        for step, member in zip(trace.steps, accepted, strict=True)
+        if member
+    ]
     texts = [step.text for step in trace.steps]
-    yield row([HumanMessage(slots_prompt(texts, level))], " ".join(labels))
-    for step, label in zip(trace.steps, labels, strict=True):
+    yield row([HumanMessage(slots_prompt(texts, level))], slots_text(slots))
+    for step, slot in zip(trace.steps, slots, strict=True):
         if step.prompt != step.text:
-            yield row([HumanMessage(slots_prompt([step.prompt], level))], label)
+            yield row([HumanMessage(slots_prompt([step.prompt], level))], slots_text([slot]))
 
 
 def _accepted(step: TracedStep) -> str | None:
@@ -88,10 +92,10 @@ def _accepted(step: TracedStep) -> str | None:
     return passed[-1] if passed else None
 
 
-def _label(trace: Trace, member: str) -> str:
+def _slot(trace: Trace, member: str) -> int:
     """The slot of a member, ranks being spread evenly as in `slot_to_member`."""
     gaps = max(1, len(trace.members) - 1)
-    return f"m{1 + round(trace.members.index(member) * (N_SLOTS - 1) / gaps)}"
+    return 1 + round(trace.members.index(member) * (N_SLOTS - 1) / gaps)
 
 
 def write(path: Path, rows: Sequence[str]) -> None:

@@ -4,8 +4,9 @@ Distribution (`draw`): a random tree of 2 to 4 operations (`deep`: 5 or 6), oper
 parentheses nested at most twice (`deep`: three times), operands of one or two digits in equal
 shares, one in eight negative. Products are of at most two by one digits, but one expression of five
 has one of two by two; every intermediate value has at most four digits. One subtask is one
-operation; a product of two-digit literals is cut finer (`47 * 68` is `47 * 60`, `47 * 8` and their
-sum).
+operation. Long ones can be cut finer: a product of two-digit literals (`47 * 68` is `47 * 60`,
+`47 * 8` and their sum), a sum or difference with a two-digit literal on the right (`{s1} + 47` is
+`{s1} + 7` and 40 more).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from r2graph.plan import Plan, Subtask
 PRECEDENCE = {"+": 1, "-": 1, "*": 2}
 TOKEN = re.compile(r"\s*(-?\d+|[()+*-])")
 MAX_ABS = 9_999
+CUTS = ("", "*", "+-", "+-*")  # the operators whose long operations a plan may cut
 MAX_STEPS = 8  # what the lab's tokenizer has references for
 
 
@@ -115,8 +117,8 @@ def _parse_operand(tokens: list[str], at: int) -> tuple[Node, int]:
     return int(tokens[at]), at + 1
 
 
-def task(expression: str, cut: bool = True) -> Task:
-    """The task of one expression; without `cut` its plan leaves long products whole.
+def task(expression: str, cut: str = "*") -> Task:
+    """The task of one expression; `cut` has the operators whose long operations its plan cuts.
 
     Raises `ValueError` if it is none, or its plan is longer than plans may be.
     """
@@ -129,16 +131,19 @@ def task(expression: str, cut: bool = True) -> Task:
     return Task("arith", " ".join(_tokens(expression)), str(value(tree)), plan, outputs, kinds)
 
 
-def _plan(node: Node, steps: list[tuple[str, str, str, str]], cut: bool) -> tuple[str, int]:
+def _plan(node: Node, steps: list[tuple[str, str, str, str]], cut: str) -> tuple[str, int]:
     """Append the steps that compute `node`; return how later steps write it, and its value."""
     if isinstance(node, int):
         return str(node), node
     (left, a), (right, b) = _plan(node.left, steps, cut), _plan(node.right, steps, cut)
-    literal = isinstance(node.left, int) and isinstance(node.right, int)
-    if cut and node.op == "*" and literal and digits(a) == 2 and digits(b) == 2 and b % 10:
+    if node.op in cut and isinstance(node.right, int) and digits(b) == 2 and b % 10:
         tens = (abs(b) - abs(b) % 10) * (1 if b > 0 else -1)
-        parts = [_step(steps, "*", left, a, str(part), part) for part in (tens, b - tens)]
-        return _step(steps, "+", *parts[0], *parts[1])
+        if node.op != "*":
+            ones = _step(steps, node.op, left, a, str(b - tens), b - tens)
+            return _step(steps, node.op, *ones, str(tens), tens)
+        if isinstance(node.left, int) and digits(a) == 2:
+            parts = [_step(steps, "*", left, a, str(part), part) for part in (tens, b - tens)]
+            return _step(steps, "+", *parts[0], *parts[1])
     return _step(steps, node.op, left, a, right, b)
 
 

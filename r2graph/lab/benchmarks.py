@@ -38,8 +38,9 @@ def tasks(name: str, limit: int | None = None) -> list[Task]:
 
 
 def right_outputs(tasks: Sequence[Task]) -> dict[str, str]:
-    """The right output of each step's prompt, in plans that cut long products and that do not."""
-    every = [*tasks, *(arith.task(t.query, cut=False) for t in tasks if t.family == "arith")]
+    """The right output of each step's prompt, in plans that cut long operations and that do not."""
+    sums = [task for task in tasks if task.family == "arith"]
+    every = [*tasks, *(arith.task(task.query, cut) for task in sums for cut in arith.CUTS)]
     return {prompt: output for task in every for _, prompt, output in task.steps()}
 
 

@@ -1,0 +1,67 @@
+"""Queries with the plans that a router makes of them, each run once on the strongest member.
+
+What the allocator is trained on: the plans it will meet, and for a step whose references are filled
+in, the output of the strongest member in a run that ended right. No oracle plan is needed, so any
+pool and any graded queries will do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from r2graph import ModelPool, OutcomeCache, create_r2_graph
+from r2graph.allocate import FixedAllocator
+from r2graph.errors import ModelCallError, PlanError
+from r2graph.evaluation.methods import PATIENT
+from r2graph.graph import R2Graph
+from r2graph.lab.benchmarks import grade
+from r2graph.lab.task import Task
+from r2graph.plan import Plan, parse_json
+from r2graph.router import Router
+from r2graph.verify import FormatVerifier
+
+CONCURRENCY = 64
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A task, a plan of it, and of each step the prompt with references filled, and the output."""
+
+    task: Task
+    plan: Plan
+    steps: tuple[tuple[str, str], ...]
+
+
+def planned(
+    pool: ModelPool, router: Router, tasks: Sequence[Task], outcomes: OutcomeCache | None
+) -> list[Planned]:
+    """The tasks whose plan, all of it on the strongest member, ended right; the others drop out."""
+    graph = create_r2_graph(
+        pool,
+        router=router,
+        allocator=FixedAllocator(pool.names[-1]),
+        verifier=FormatVerifier(),
+        outcomes=outcomes,
+        limits=PATIENT,
+    )
+    return [each for each in asyncio.run(_all(graph, tasks)) if each is not None]
+
+
+async def _all(graph: R2Graph, tasks: Sequence[Task]) -> list[Planned | None]:
+    gate = asyncio.Semaphore(CONCURRENCY)
+    return await asyncio.gather(*(_one(graph, task, gate) for task in tasks))
+
+
+async def _one(graph: R2Graph, task: Task, gate: asyncio.Semaphore) -> Planned | None:
+    async with gate:
+        try:
+            result = await graph.ainvoke({"query": task.query})
+        except (ModelCallError, PlanError):
+            return None
+    if not grade(task, result["answer"]):
+        return None
+    plan = parse_json(result["plan"])
+    steps = [result["steps"][step.id] for step in plan.subtasks]
+    return Planned(task, plan, tuple((step["prompt"], step["output"] or "") for step in steps))
