@@ -32,7 +32,7 @@ lab: $(INSTALLED)  ## train the lab's nine models and its router from nothing; s
 
 lab-rl: $(INSTALLED)  ## reinforcement learning of the lab's router, one seed; stops and resumes
 	$(BIN)/python -m training.alternate --config training/configs/lab.yaml \
-	    --router r2graph/lab/artefacts/router --out runs/rl/seed-$(SEED) --seed $(SEED)
+	    --router lab-sft --out runs/rl/seed-$(SEED) --seed $(SEED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into .venv: about 2 GB and a few minutes the first time"

@@ -17,14 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from r2graph.allocate import QUALITY_LEVELS, Allocator, CheckpointAllocator
 from r2graph.decompose import CheckpointDecomposer, Decomposer
-from r2graph.errors import RouterFileError, RouterMismatchError, first_fault
+from r2graph.errors import ConfigError, RouterFileError, RouterMismatchError, first_fault
 from r2graph.pool import N_SLOTS, ModelPool, ModelSpec
 from r2graph.pricing import Price
 from r2graph.verify import AllOf, ConfidenceVerifier, FormatVerifier, Verifier
 
 CARD = "router.yaml"
 MODULES = ("decomposer", "allocator")
-_SHIPPED = {"lab": Path(__file__).parent / "lab" / "artefacts" / "router"}
+_ARTEFACTS = Path(__file__).parent / "lab" / "artefacts"
+_SHIPPED = {"lab": _ARTEFACTS / "router", "lab-sft": _ARTEFACTS / "router-sft"}
 
 
 class Prices(BaseModel):
@@ -48,6 +49,8 @@ class RouterCard(BaseModel):
     n_slots: Annotated[int, Field(ge=1, le=99)] = N_SLOTS
     base: str
     """The models that were fine-tuned."""
+    parent: Annotated[str, Field(min_length=1)] | None = None
+    """The router before reinforcement learning: a shipped name, or a path from this directory."""
     trained_with: str
     """Method and software."""
     command: str
@@ -99,12 +102,12 @@ def reader(language: str) -> Callable[[str], str]:
 
 
 def load_router(source: str | Path) -> Router:
-    """The router that r2graph ships (`lab`), or one from a directory.
+    """A router that r2graph ships (`lab`, `lab-sft`), or one from a directory.
 
     Reads the card; the models are loaded on their first call, from safetensors alone. Raises
     `RouterFileError`.
     """
-    folder = _SHIPPED.get(str(source)) or Path(source).expanduser()
+    folder = _folder(source)
     card = _card(folder, source)
     for module in MODULES:
         if not any((folder / module).glob("*.safetensors")):
@@ -118,6 +121,24 @@ def load_router(source: str | Path) -> Router:
         _verifier(card),
         card,
     )
+
+
+def load_parent(source: str | Path) -> Router:
+    """The router that another was trained from by reinforcement learning.
+
+    Raises `ConfigError` if its card names none, and what `load_router` raises.
+    """
+    folder = _folder(source)
+    parent = _card(folder, source).parent
+    if parent is None:
+        raise ConfigError(
+            f"{CARD} of router {str(source)!r} names no parent: it was not trained on"
+        )
+    return load_router(parent if parent in _SHIPPED else folder / parent)
+
+
+def _folder(source: str | Path) -> Path:
+    return _SHIPPED.get(str(source)) or Path(source).expanduser()
 
 
 def _card(folder: Path, source: str | Path) -> RouterCard:

@@ -1,5 +1,8 @@
 """Training: the loss that is written out is that of transformers, and what models are taught."""
 
+import json
+from random import Random
+
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ from r2graph.lab import arith
 from training.corpus import rows, target
 from training.forward import new_loss
 from training.pretrain import SIZES, new_model
+from training.router_data import allocation_rows
 
 
 def test_the_loss_written_out_is_the_loss_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +38,24 @@ def test_other_numbers_are_taught_last_digit_first(prompt: str) -> None:
 def test_each_operation_is_taught_under_its_kind() -> None:
     forms = [form for form, _, _ in rows(arith.task("47 * 6 - 5000"))]
     assert forms == ["* 2x1", "+- 4", "plan", "whole", "think"]
+
+
+class ByReference:
+    """Slot 2 for a step with references to be filled in, slot 5 for any other."""
+
+    def label(self, text: str, q: int) -> int:
+        return 2 if "{" in text else 5
+
+
+def test_the_allocator_is_taught_to_check_each_step_at_the_level_it_is_asked_at() -> None:
+    lines = allocation_rows(arith.task("47 * 6 - 5000"), ByReference(), Random(1))  # type: ignore[arg-type]
+    taught = [json.loads(line) for line in lines]
+    asked = [row["prompt"][0]["content"].split("\n") for row in taught]
+    answers = [row["completion"][0]["content"] for row in taught]
+    a, b = asked[0][0], asked[2][0]
+    assert a != b
+    assert [steps for _, *steps in asked] == [
+        ["s1: 47 * 6", "s2: {s1} - 5000"],
+        ["s1: 282 - 5000"],
+    ] * 2
+    assert answers == [f"m5 {a} m2 {a}", f"m5 {a}", f"m5 {b} m2 {b}", f"m5 {b}"]

@@ -2,17 +2,19 @@
 frozen, compare on held-out queries, keep the better router, and stop when nothing improves.
 
     python -m training.alternate --config training/configs/lab.yaml \\
-        --router r2graph/lab/artefacts/router --out runs/rl/seed-1 --seed 1
+        --router lab-sft --out runs/rl/seed-1 --seed 1
 
-Every phase is a directory with its router, its log and `standing.json`; a phase that has one is not
-made again, and one that was interrupted goes on from its last checkpoint. The best router is in
-`--out/router`.
+Every phase is a directory with its router, its log and `standing.json`. A finished one is not made
+again, and an interrupted one goes on from its last checkpoint, so that the same command ends with
+the same result however often it was killed. The best router is in `--out/router`, where each one
+stands in `--out/table.md`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from hashlib import sha256
@@ -21,9 +23,10 @@ from pathlib import Path
 import yaml
 
 from r2graph import OutcomeCache, load_pool, load_router
-from r2graph.router import CARD, MODULES
+from r2graph.errors import ConfigError
+from r2graph.router import CARD, MODULES, RouterCard
 from training.grpo import folder, held_out_tasks, rows, train
-from training.held_out import Standing, references, standing, worth
+from training.held_out import Standing, references, standing, table, worth
 from training.rl_data import Row
 from training.rollouts import Rollouts
 from training.settings import Module, Settings, load_settings
@@ -34,8 +37,9 @@ SEEDS_A_ROUND = 100  # every round draws other queries
 def assemble(
     parent: Path, module: Module, trained: Path, out: Path, prompts: Sequence[Row], seed: int
 ) -> None:
-    """Write a router: the parent with one module replaced by what was trained on `prompts`. The
-    check's thresholds stay, for they are the scale of the levels that an allocator writes.
+    """Write a router: the parent with one module replaced by what was trained on `prompts`.
+
+    The check's thresholds stay, for they are the scale of the levels that an allocator writes.
     """
     router = load_router(parent)
     for name in MODULES:
@@ -45,14 +49,35 @@ def assemble(
         )
     card = router.card.model_copy(
         update={
-            "base": f"{router.card.name}, trained with: {router.card.trained_with}",
-            "trained_with": f"GRPO of the {module}, with TRL",
+            "parent": _reference(parent, out),
+            "trained_with": f"{router.card.trained_with}, then GRPO of the {module}",
             "command": f"python -m training.alternate --seed {seed}",
             "seed": seed,
             "data_sha256": sha256(json.dumps(prompts).encode()).hexdigest(),
         }
     )
-    (out / CARD).write_text(yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False))
+    write_card(out, card)
+
+
+def write_card(router: Path, card: RouterCard) -> None:
+    text = yaml.safe_dump(card.model_dump(mode="json", exclude_none=True), sort_keys=False)
+    _keep(router / CARD, text)
+
+
+def _reference(router: Path, seen_from: Path) -> str:
+    """What a card in `seen_from` calls a router: a path, or the name of one that is shipped."""
+    return os.path.relpath(router, seen_from) if router.is_dir() else str(router)
+
+
+def publish(best: Path, parent: Path, out: Path) -> None:
+    """Write the best router of a run, whose parent is the one that the run began with."""
+    router = load_router(best)
+    for module in MODULES:
+        shutil.copytree(folder(router, module), out / module, dirs_exist_ok=True)
+    if best != parent:
+        write_card(out, router.card.model_copy(update={"parent": _reference(parent, out)}))
+    else:
+        write_card(out, router.card)
 
 
 class Comparison:
@@ -64,59 +89,82 @@ class Comparison:
         self.tasks = held_out_tasks(settings)
         self.references = references(self.pool, load_router(parent), self.tasks, outcomes)
 
-    def standing(self, router: Path) -> dict[int, Standing]:
-        return standing(self.pool, load_router(router), self.tasks, self.references, self.outcomes)
+    def standing(self, router: Path, file: Path) -> dict[int, Standing]:
+        """Where a router stands, kept in a file: found once."""
+        if not file.exists():
+            found = standing(
+                self.pool, load_router(router), self.tasks, self.references, self.outcomes
+            )
+            _keep(file, json.dumps(found, indent=1) + "\n")
+        return {int(level): at for level, at in json.loads(file.read_text()).items()}
 
 
 def phase(
     settings: Settings, module: Module, parent: Path, out: Path, held_out: Comparison, seed: int
-) -> dict[int, Standing]:
-    """Train a module of the parent and say where the new router stands; done once."""
-    done = out / "standing.json"
-    if not done.exists():
-        router = load_router(parent)
-        prompts = rows(module, settings, router, held_out.outcomes, seed)
-        rollouts = Rollouts(held_out.pool, router, held_out.outcomes)
-        train(module, getattr(settings, module), router, prompts, rollouts, out / "trained", seed)
-        assemble(parent, module, out / "trained", out / "router", prompts, seed)
-        done.write_text(json.dumps(held_out.standing(out / "router"), indent=1) + "\n")
-    return {int(level): at for level, at in json.loads(done.read_text()).items()}
+) -> None:
+    """Train a module of the parent; the new router is in `out/router`."""
+    if (out / "router" / CARD).exists():
+        return
+    router = load_router(parent)
+    prompts = rows(module, settings, router, held_out.outcomes, seed)
+    rollouts = Rollouts(held_out.pool, router, held_out.outcomes)
+    train(module, getattr(settings, module), router, prompts, rollouts, out / "trained", seed)
+    assemble(parent, module, out / "trained", out / "router", prompts, seed)
 
 
 def alternate(settings: Settings, parent: Path, out: Path, seed: int) -> Path:
     """Rounds until one improves nothing; the best router's directory."""
     with OutcomeCache(out / "outcomes.sqlite") as outcomes:
         held_out = Comparison(settings, parent, outcomes)
-        best, value = parent, worth(held_out.standing(parent))
-        print(f"parent: {value:.4f}", flush=True)
+        standings = {"parent": held_out.standing(parent, out / "parent.json")}
+        best, value = parent, worth(standings["parent"])
         for number in range(1, settings.rounds + 1):
             before, drawn = best, seed + SEEDS_A_ROUND * (number - 1)
             for module in MODULES:
                 if getattr(settings, module) is None:
                     continue
-                at = out / f"round-{number}-{module}"
-                reached = worth(phase(settings, module, best, at, held_out, drawn))
-                print(f"round {number}, {module}: {reached:.4f}", flush=True)
-                if reached > value:
-                    best, value = at / "router", reached
+                name = f"round-{number}-{module}"
+                phase(settings, module, best, out / name, held_out, drawn)
+                found = held_out.standing(out / name / "router", out / name / "standing.json")
+                standings[name] = found
+                if worth(found) > value:
+                    best, value = out / name / "router", worth(found)
             if best == before:
                 break
+    _keep(out / "table.md", table(standings))
     return best
+
+
+def _keep(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = file.with_suffix(".part")
+    part.write_text(text)
+    part.replace(file)
+
+
+def claim(out: Path, settings: Settings, router: Path, seed: int) -> None:
+    """Mark a directory as that of these arguments; raises `ConfigError` if it is of others."""
+    arguments = {"settings": settings.model_dump(mode="json"), "router": str(router), "seed": seed}
+    file = out / "run.json"
+    out.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        _keep(file, json.dumps(arguments, indent=1) + "\n")
+    elif json.loads(file.read_text()) != arguments:
+        raise ConfigError(f"{out} holds a run of other arguments: choose another --out")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--router", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="empty, or of the same arguments")
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    best = alternate(
-        load_settings(arguments.config), arguments.router, arguments.out, arguments.seed
-    )
-    shutil.copytree(best, arguments.out / "router", dirs_exist_ok=True)
-    print(f"best router: {best}")
+    settings = load_settings(arguments.config)
+    claim(arguments.out, settings, arguments.router, arguments.seed)
+    best = alternate(settings, arguments.router, arguments.out, arguments.seed)
+    publish(best, arguments.router, arguments.out / "router")
+    print((arguments.out / "table.md").read_text(), f"best router: {best}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from r2graph.allocate import parse_slots
 from r2graph.errors import AllocationError, PlanError
 from r2graph.plan import Plan, parse_text
 from training.rejection import Sample, score
-from training.rewards import INVALID, Rollout, allocator_reward, decomposer_reward
+from training.rewards import INVALID, LOWEST, Rollout, allocator_reward, decomposer_reward
 from training.rollouts import Given, Rollouts, Slots
 
 Messages = list[dict[str, str]]
@@ -24,8 +24,9 @@ class AllocatorReward:
 
     __name__ = "allocator"
 
-    def __init__(self, rollouts: Rollouts) -> None:
+    def __init__(self, rollouts: Rollouts, lowest_cost_weight: float = LOWEST) -> None:
         self.rollouts = rollouts
+        self.lowest_cost_weight = lowest_cost_weight
 
     async def __call__(
         self,
@@ -47,7 +48,7 @@ class AllocatorReward:
             list(valid.values()), [given.plan for given in valid.values()]
         )
         for i, rollout in zip(valid, done, strict=True):
-            rewards[i] = allocator_reward(rollout, level[i])
+            rewards[i] = allocator_reward(rollout, level[i], self.lowest_cost_weight)
         return rewards
 
     def _slots(self, text: str, n: int) -> Slots:
@@ -55,7 +56,7 @@ class AllocatorReward:
             slots = parse_slots(text, n)
         except AllocationError:
             return ()
-        return tuple(slots) if max(slots)[0] <= self.rollouts.n_slots else ()
+        return tuple(slots) if max(slot for slot, _ in slots) <= self.rollouts.n_slots else ()
 
 
 class DecomposerReward:

@@ -3,7 +3,9 @@
     python -m training.grpo --config training/configs/lab.yaml --module allocator \\
         --router lab --out runs/rl/allocator --outcomes runs/rl/outcomes.sqlite
 
-The other module stays as it is in `--router`. Resumes from the last checkpoint in `--out`.
+The other module stays as it is in `--router`. Resumes from the last checkpoint in `--out`. On
+several cards: `accelerate launch --num_processes 8 -m training.grpo …`; the prompts of a step are
+dealt out among the processes.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +25,22 @@ from r2graph.decompose import CheckpointDecomposer
 from r2graph.errors import ConfigError
 from r2graph.lab.task import Task
 from r2graph.router import Router
+from training.checkpoints import last_checkpoint
 from training.graph_rewards import AllocatorReward, DecomposerReward
 from training.planned import planned
-from training.rl_data import Row, allocator_rows, decomposer_rows, tasks
+from training.query_files import draw
+from training.rewards import LOWEST
+from training.rl_data import Row, allocator_rows, decomposer_rows
 from training.rollouts import Rollouts
 from training.settings import Module, Phase, Settings, load_settings
 
-SAVE_EVERY = 50
 RL_SEED = 1_000  # other draws than those of SFT; few of the queries are the same
 HELD_OUT_SEED = 999
 
 
 def held_out_tasks(settings: Settings) -> list[Task]:
     """The tasks on which routers are compared; no seed trains on them."""
-    return tasks(settings.held_out, HELD_OUT_SEED)
+    return draw(settings.held_out, HELD_OUT_SEED)
 
 
 def rows(
@@ -46,7 +52,7 @@ def rows(
 ) -> list[Row]:
     """The prompts of a module; the same for the same seed."""
     without = {task.query for task in held_out_tasks(settings)}
-    drawn = tasks(settings.queries, RL_SEED + seed, without)
+    drawn = draw(settings.queries, RL_SEED + seed, without)
     if module == "decomposer":
         return decomposer_rows(drawn)
     return allocator_rows(planned(load_pool(settings.pool), router, drawn, outcomes), seed)
@@ -60,9 +66,11 @@ def folder(router: Router, module: Module) -> Path:
     return Path(str(part.model.model).removeprefix("local:"))
 
 
-def reward(module: Module, router: Router, rollouts: Rollouts) -> Any:
+def reward(
+    module: Module, router: Router, rollouts: Rollouts, lowest_cost_weight: float = LOWEST
+) -> Any:
     if module == "allocator":
-        return AllocatorReward(rollouts)
+        return AllocatorReward(rollouts, lowest_cost_weight)
     return DecomposerReward(rollouts, float(router.card.prices.decomposer.output_per_mtok) / 1e6)
 
 
@@ -75,7 +83,7 @@ def config(phase: Phase, out: Path, seed: int) -> Any:
     return GRPOConfig(
         output_dir=str(out),
         max_steps=phase.steps,
-        per_device_train_batch_size=phase.batch,
+        per_device_train_batch_size=phase.batch(int(os.environ.get("WORLD_SIZE", "1"))),
         gradient_accumulation_steps=phase.accumulate,
         num_generations=phase.generations,
         max_completion_length=phase.max_completion_tokens,
@@ -90,13 +98,14 @@ def config(phase: Phase, out: Path, seed: int) -> Any:
         loss_type=phase.loss,
         use_vllm=phase.vllm != "off",
         vllm_mode="colocate" if phase.vllm == "off" else phase.vllm,
+        vllm_server_base_url=phase.vllm_url,
         seed=seed,
         use_cpu=not cuda,
         bf16=cuda,
         gradient_checkpointing=False,
         dataloader_pin_memory=cuda,
         logging_steps=5,
-        save_steps=SAVE_EVERY,
+        save_steps=phase.save_every,
         save_total_limit=1,
         report_to="none",
     )
@@ -114,7 +123,6 @@ def train(
     """Train a module and write it to `out`, with `log.json` beside it."""
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers.trainer_utils import get_last_checkpoint
     from trl import GRPOTrainer
 
     checkpoints = out / "checkpoints"
@@ -123,15 +131,32 @@ def train(
     )
     trainer = GRPOTrainer(
         model=str(folder(router, module)),
-        reward_funcs=reward(module, router, rollouts),
+        reward_funcs=reward(module, router, rollouts, phase.lowest_cost_weight),
         args=config(phase, checkpoints, seed),
         train_dataset=Dataset.from_list(prompts),
         peft_config=adapters,
     )
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.exists() else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
+    if phase.lora:  # a router's module is a whole model
+        trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model(str(out))
-    (out / "log.json").write_text(json.dumps(trainer.state.log_history) + "\n")
+    if trainer.is_world_process_zero():
+        (out / "log.json").write_text(json.dumps(trainer.state.log_history) + "\n")
+
+
+@contextmanager
+def in_turn(outcomes: Path | None) -> Iterator[None]:
+    """Let the first of several processes go ahead, so that the others find its calls in the cache;
+    for `accelerate launch`. Raises `ConfigError` without a cache.
+    """
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=6))
+    if state.num_processes > 1 and outcomes is None:
+        raise ConfigError("several processes need an outcome cache in common: name one, --outcomes")
+    with state.main_process_first():
+        yield
 
 
 def main() -> None:
@@ -151,7 +176,8 @@ def main() -> None:
     router = load_router(arguments.router)
     with OutcomeCache(arguments.outcomes) if arguments.outcomes else nullcontext() as outcomes:
         rollouts = Rollouts(load_pool(settings.pool), router, outcomes)
-        prompts = rows(arguments.module, settings, router, outcomes, arguments.seed)
+        with in_turn(arguments.outcomes):
+            prompts = rows(arguments.module, settings, router, outcomes, arguments.seed)
         train(arguments.module, phase, router, prompts, rollouts, arguments.out, arguments.seed)
     print(f"rollouts: {rollouts.misses} run, {rollouts.hits} repeated", flush=True)
 

@@ -105,3 +105,19 @@ def references(
 def worth(found: Mapping[int, Standing]) -> float:
     """One number to compare routers by: the mean worth over the levels."""
     return fmean(at["worth"] for at in found.values())
+
+
+def table(standings: Mapping[str, Mapping[int, Standing]]) -> str:
+    """A Markdown table: a line for each router and level, cost in millionths of a dollar."""
+    lines = [
+        "| router | level | accuracy | net cost | invalid | worth |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in standings.items():
+        lines += [
+            f"| {name} | {level} | {at['accuracy']:.4f} | {1e6 * at['net_usd']:.3f} "
+            f"| {at['invalid']:.4f} | {at['worth']:.4f} |"
+            for level, at in found.items()
+        ]
+        lines.append(f"| {name} | mean | | | | {worth(found):.4f} |")
+    return "\n".join(lines) + "\n"

@@ -37,17 +37,17 @@ class Rollout:
         return min(1.0, self.cost / self.reference) if self.reference else 1.0
 
 
-def cost_weight(level: int) -> float:
-    """lambda(q): what cost weighs at a quality level, falling by equal factors."""
-    share: float = (LOWEST / HIGHEST) ** ((level - 1) / (QUALITY_LEVELS - 1))
+def cost_weight(level: int, lowest: float = LOWEST) -> float:
+    """lambda(q): what cost weighs at a quality level, falling by equal factors to `lowest`."""
+    share: float = (lowest / HIGHEST) ** ((level - 1) / (QUALITY_LEVELS - 1))
     return HIGHEST * share
 
 
-def allocator_reward(rollout: Rollout | None, level: int) -> float | None:
+def allocator_reward(rollout: Rollout | None, level: int, lowest: float = LOWEST) -> float | None:
     """The reward of an allocation at quality level 1 to 10."""
     if rollout is None or not rollout.right:
         return None if rollout is None else WRONG
-    return max(LEAST_RIGHT, 1.0 - cost_weight(level) * rollout.relative_cost**0.5)
+    return max(LEAST_RIGHT, 1.0 - cost_weight(level, lowest) * rollout.relative_cost**0.5)
 
 
 def decomposer_reward(rollout: Rollout | None, score: float) -> float | None:

@@ -37,7 +37,7 @@ PLANS = {
     "decomposer-arith": {"scan": 13_576, "arith": 260_000, "geo": 30_000},
 }
 ALLOCATIONS = {"scan": 400, "arith": 7_000, "geo": 9_000}
-PLANS_CUT, ALLOCATIONS_CUT = 0.1, 0.25  # share of the plans of arith that cut long operations
+CUT = 0.25  # share of the plans of arith that the allocator sees with long operations cut
 LEVELS_PER_PLAN = 2
 SEARCHED = 500  # tasks of each family
 
@@ -68,9 +68,7 @@ def whole(task: Task) -> Task:
 
 
 def varied(task: Task, rng: Random, share: float) -> Task:
-    """The task, `share` of the time with long operations cut in its plan: other plans must be seen
-    before reinforcement learning can find where they are better.
-    """
+    """The task, `share` of the time with long operations cut in its plan."""
     if task.family == "arith" and rng.random() < share:
         cut = arith.task(task.query, rng.choice(arith.CUTS[1:]))
         if len(cut.plan.subtasks) <= arith.MAX_STEPS:
@@ -119,10 +117,9 @@ def write_plans(path: Path, counts: dict[str, int], seed: int) -> None:
         for family, n in counts.items()
         for task in islice(training_queries(family, seed, even=True), n)
     ]
-    rng = Random(seed)
-    rng.shuffle(tasks)
+    Random(seed).shuffle(tasks)
     with path.open("w") as file:
-        for task in (varied(task, rng, PLANS_CUT) for task in tasks):
+        for task in map(whole, tasks):
             file.write(row([HumanMessage(plan_prompt(task.query))], render_text(task.plan)) + "\n")
 
 
@@ -134,7 +131,7 @@ def write_allocations(pool: Path, out: Path) -> None:
     }
     rng = Random(SEED)
     every = [task for group in by_family.values() for task in group]
-    tasks = [varied(task, rng, ALLOCATIONS_CUT) for task in every]
+    tasks = [varied(task, rng, CUT) for task in every]
     outcomes.fill(prompt for task in tasks for _, prompt, _ in task.steps())
     found = {
         family: summary([search(task, outcomes) for task in track(group[:SEARCHED], family)])

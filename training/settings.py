@@ -51,8 +51,12 @@ class Phase(BaseModel):
     """What advantages are divided by the standard deviation of."""
     loss: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
     """TRL's `loss_type`."""
+    lowest_cost_weight: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """What cost weighs at quality level 10 in the allocator's reward; at level 1 it is 1."""
     accumulate: Count = 1
     """Gradient accumulation steps; divides prompts x generations."""
+    save_every: Count = 50
+    """Steps between two checkpoints: what an interruption costs at most."""
     vllm: Literal["off", "colocate", "server"] = "off"
     """Whether vLLM samples the completions, and where."""
     vllm_url: str = "http://127.0.0.1:8100"
@@ -114,6 +118,12 @@ class Settings(BaseModel):
     decomposer: Phase | None = None
     """`None`: it stays as it is."""
     allocator: Phase | None = None
+
+    @model_validator(mode="after")
+    def _check_base(self) -> Self:
+        if self.base is not None and len(self.sft) < 2:
+            raise ValueError("`base` needs `sft`, the rows of both modules")
+        return self
 
 
 def load_settings(path: Path) -> Settings:

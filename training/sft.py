@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from training.checkpoints import last_checkpoint
+
 MAX_TOKENS = 256  # of a row: what the lab's models hold
 
 
@@ -29,7 +31,6 @@ def train(
     """Fine-tune the model in `base` on a file of rows and write it to `out`."""
     import torch
     from datasets import load_dataset
-    from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTConfig, SFTTrainer
 
     cuda = torch.cuda.is_available()
@@ -59,9 +60,7 @@ def train(
         args=config,
         train_dataset=load_dataset("json", data_files=str(data), split="train"),
     )
-    trainer.train(
-        resume_from_checkpoint=get_last_checkpoint(checkpoints) if checkpoints.exists() else None
-    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     trainer.save_model(str(out))
 
 

@@ -1,7 +1,7 @@
-"""Copy what training made into the package: nine models and the router with their cards, and the
-pool file with prices.
+"""Copy what training made into the package, with cards.
 
-python -m training.ship --runs runs/lab
+python -m training.ship --runs runs/lab            # nine models, pool file, router `lab-sft`
+python -m training.ship --router runs/rl/seed-1/router     # the router `lab`
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import yaml
 
+from r2graph import load_router
+from training.alternate import write_card
 from training.lab import ALLOCATOR_BASE, DECOMPOSER_BASE
 from training.outcomes import MODELS
 
@@ -73,8 +75,24 @@ MODULES = {
 }
 PURPOSE = {
     "decomposer": "Asked `plan: QUERY`, it writes the plan in r2graph's plan language.",
-    "allocator": "Asked `q9` and a line for each subtask, it writes a slot for each, `m1` to `m9`.",
+    "allocator": "Asked `q9` and a line for each subtask, it writes for each a slot, `m1` to `m9`, "
+    "and the quality level of its check.",
 }
+TRAINED_CARD = """\
+---
+license: apache-2.0
+library_name: transformers
+---
+# {module} of the r2graph lab's router
+
+{purpose}
+
+- From: the {module} of `lab-sft`, in `../../router-sft` ({base}).
+- Made by: {trained_with} (`{command} --config training/configs/lab.yaml --router lab-sft`; seed
+  {seed}). Prompts are training queries of `training/rl_data.py`, their sha256 is in `router.yaml`;
+  rewards are those of `training/rewards.py`, through the deployed graph.
+- How good it is: README.md, docs/training.md.
+"""
 
 
 def copy_model(source: Path, target: Path) -> None:
@@ -86,13 +104,23 @@ def copy_model(source: Path, target: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=Path, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--runs", type=Path, help="the lab: models and router after SFT")
+    what.add_argument("--router", type=Path, help="the router after reinforcement learning")
     arguments = parser.parse_args()
+    if arguments.router:
+        ship_trained_router(arguments.router)
+    else:
+        ship_pool(arguments.runs)
+        ship_router(arguments.runs)
+
+
+def ship_pool(runs: Path) -> None:
     pool = HEAD
     for model in MODELS:
-        made = json.loads((arguments.runs / model / "training.json").read_text())
+        made = json.loads((runs / model / "training.json").read_text())
         target = PACKAGE / "lab/artefacts" / model
-        copy_model(arguments.runs / model, target)
+        copy_model(runs / model, target)
         (target / "README.md").write_text(CARD.format(**made))
         price = f"{made['parameters'] / 1e6:.6f}"
         pool += (
@@ -101,11 +129,20 @@ def main() -> None:
             f"    context_length: 256\n    tags: [local]\n"
         )
     (PACKAGE / "pools/lab.yaml").write_text(pool)
-    ship_router(arguments.runs)
+
+
+def ship_trained_router(source: Path) -> None:
+    router, target = load_router(source), PACKAGE / "lab/artefacts/router"
+    card = router.card.model_copy(update={"name": "lab", "parent": "lab-sft"})
+    for module in MODULES:
+        copy_model(source / module, target / module)
+        text = TRAINED_CARD.format(module=module, purpose=PURPOSE[module], **card.model_dump())
+        (target / module / "README.md").write_text(text)
+    write_card(target, card)
 
 
 def ship_router(runs: Path) -> None:
-    target = PACKAGE / "lab/artefacts/router"
+    target = PACKAGE / "lab/artefacts/router-sft"
     digests, prices = hashlib.sha256(), {}
     for module, (base, data, course) in MODULES.items():
         texts = [(runs / f"{name}.jsonl").read_bytes() for name in data]
@@ -125,7 +162,7 @@ def ship_router(runs: Path) -> None:
         (target / module / "README.md").write_text(card)
     router = {
         "format": 1,
-        "name": "lab",
+        "name": "lab-sft",
         "language": "lab",
         "n_slots": len(MODELS),
         "base": f"decomposer: {DECOMPOSER_BASE}, allocator: {ALLOCATOR_BASE} of the lab's pool",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ from r2graph.cli.options import PoolName, Quality, RouterName, open_pool, router
 
 if TYPE_CHECKING:
     from r2graph.evaluation.bars import Bar
+    from r2graph.evaluation.frontier import Gain, Point
     from r2graph.evaluation.outcomes import Row
     from r2graph.evaluation.run import Evaluation, Setup
 
@@ -30,7 +32,7 @@ def evaluate(
         str,
         typer.Option(
             help="Comma-separated: single-K, cot-strongest, plan-K, random, cheapest-first, "
-            "router, router@QUALITY, oracle, or all."
+            "router (or rl), sft, router:PATH, each with @QUALITY or @all; oracle, or all."
         ),
     ] = "all",
     limit: Annotated[
@@ -42,6 +44,14 @@ def evaluate(
     ] = None,
     bars_file: Annotated[
         Path | None, typer.Option("--bars", dir_okay=False, help="Save the bars as JSON.")
+    ] = None,
+    frontier_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--frontier",
+            dir_okay=False,
+            help="Save accuracy and costs by quality as CSV, and set routers against sft.",
+        ),
     ] = None,
     outcomes_file: Annotated[
         Path | None,
@@ -58,12 +68,13 @@ def evaluate(
 
     try:
         from r2graph.evaluation.bars import bars
+        from r2graph.evaluation.frontier import curves, gains, points
         from r2graph.evaluation.lineup import chosen_methods
         from r2graph.evaluation.outcomes import rows
         from r2graph.evaluation.run import Setup
     except ModuleNotFoundError as error:
         raise MissingExtraError("r2graph eval", "eval") from error
-    for file in (json_file, bars_file, outcomes_file):
+    for file in (json_file, bars_file, frontier_file, outcomes_file):
         if file is not None and not file.parent.is_dir():
             raise ConfigError(f"{file.parent} is no directory: nothing could be saved there")
     members = open_pool(pool)
@@ -77,10 +88,13 @@ def evaluate(
     )
     done = _with_progress(setup, [name.strip() for name in benchmarks.split(",")], workers)
     table, verdicts = rows(done.outcomes), bars(done.outcomes)
-    _show(table, verdicts)
+    found = curves(done.outcomes, quality) if frontier_file is not None else {}
+    _show(table, verdicts, gains(found, quality))
     for file, lines in ((json_file, table), (bars_file, verdicts)):
         if file is not None:
             _save(file, lines)
+    if frontier_file is not None:
+        _save_points(frontier_file, points(found, done.outcomes))
     if calls := done.hits + done.misses:
         typer.echo(f"{outcomes_file} knew {done.hits / calls:.1%} of {calls:,} calls", err=True)
 
@@ -103,10 +117,10 @@ def _with_progress(setup: Setup, names: list[str], workers: int) -> Evaluation:
         return evaluate(setup, names, advance, workers=workers)
 
 
-def _show(table: Sequence[Row], verdicts: Sequence[Bar]) -> None:
+def _show(table: Sequence[Row], verdicts: Sequence[Bar], gained: Sequence[Gain]) -> None:
     from rich.console import Console
 
-    from r2graph.evaluation.report import bar_table, row_table
+    from r2graph.evaluation.report import bar_table, gain_table, row_table
 
     console = Console()
     if not console.is_terminal:
@@ -114,8 +128,19 @@ def _show(table: Sequence[Row], verdicts: Sequence[Bar]) -> None:
     console.print(row_table(table))
     if verdicts:
         console.print(bar_table(verdicts))
+    if gained:
+        console.print(gain_table(gained))
 
 
 def _save(file: Path, lines: Sequence[Row | Bar]) -> None:
     rows = ",\n".join(json.dumps(asdict(line)) for line in lines)
     file.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
+
+
+def _save_points(file: Path, found: Sequence[Point]) -> None:
+    from r2graph.evaluation.frontier import Point
+
+    with file.open("w", encoding="utf-8", newline="") as opened:
+        table = csv.DictWriter(opened, [field.name for field in fields(Point)])
+        table.writeheader()
+        table.writerows(map(asdict, found))

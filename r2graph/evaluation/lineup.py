@@ -5,18 +5,29 @@ cot-strongest       the strongest member writes plan, step answers and answer in
 plan-K              the router's plans, every step on member K, nothing checked
 random              the router's plans, a random member for each step, nothing checked
 cheapest-first      the router's plans and checks, each step from the cheapest member up
-router, router@Q    plans, allocation and checks of the router; Q is another quality
+router, rl          plans, allocation and checks of the router
+sft                 the same of the router that it was trained from
+router:PATH         the same of the router in a directory
 oracle              the router's plans, each step on the cheapest member that gets it right,
                     known in hindsight; where none does, the cheapest is paid
+
+`@Q` after the name of a router is another quality, `@all` each of the ten levels. `all` is every
+method that is not of another router.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from r2graph.allocate import Allocator, CheapestFirst, FixedAllocator, RandomAllocator
+from r2graph.allocate import (
+    QUALITY_LEVELS,
+    Allocator,
+    CheapestFirst,
+    FixedAllocator,
+    RandomAllocator,
+)
 from r2graph.errors import ConfigError
 from r2graph.evaluation.methods import (
     PATIENT,
@@ -35,6 +46,17 @@ from r2graph.router import Router
 from r2graph.verify import Attempt, CallableVerifier, Verifier
 
 COT = "cot-strongest"
+OWN = ("router", "rl")  # the router of the line-up
+PARENT = "sft"
+ELSEWHERE = "router:"
+
+_ROUTED = re.compile(rf"({ELSEWHERE}.+?|{'|'.join(OWN)}|{PARENT})(?:@([0-9]*\.?[0-9]+))?")
+
+
+def routed(name: str) -> tuple[str, float | None] | None:
+    """Which router a method runs, and at which quality if it says so; `None`: it runs none."""
+    found = _ROUTED.fullmatch(name)
+    return (found[1], float(found[2]) if found[2] else None) if found else None
 
 
 @dataclass(frozen=True)
@@ -47,10 +69,16 @@ class Lineup:
     quality: float
     right: Mapping[str, str]
     outcomes: OutcomeCache | None = None
+    others: Mapping[str, Router] = field(default_factory=dict)
+    """The routers of `sft` and `router:PATH`, by these names."""
 
     def method(self, name: str) -> Method:
         """Raises `ConfigError` for a name that means nothing."""
-        match re.split("[-@]", name):
+        if found := routed(name):
+            family, quality = found
+            router = self.router if family in OWN else self.others[family]
+            return Routed(self._graph(PATIENT, router=router, quality=quality))
+        match name.split("-"):
             case ["single", rank]:
                 return OneCall(self._member(name, rank), self.outcomes)
             case ["cot", "strongest"]:
@@ -61,8 +89,6 @@ class Lineup:
                 return Routed(self._unchecked(RandomAllocator()))
             case ["cheapest", "first"]:
                 return Routed(self._graph(self._climbing(), allocator=CheapestFirst()))
-            case ["router", *quality]:
-                return Routed(self._graph(PATIENT, quality=_quality(name, quality)))
             case ["oracle"]:
                 return self._oracle()
         raise _unknown(name)
@@ -78,6 +104,7 @@ class Lineup:
         self,
         limits: Limits,
         *,
+        router: Router | None = None,
         allocator: Allocator | None = None,
         verifier: Verifier | None = None,
         answer_verifier: Verifier | None = None,
@@ -85,7 +112,7 @@ class Lineup:
     ) -> R2Graph:
         return create_r2_graph(
             self.pool,
-            router=self.router,
+            router=router or self.router,
             allocator=allocator,
             verifier=verifier,
             answer_verifier=answer_verifier,
@@ -115,13 +142,6 @@ class Lineup:
         return self.pool[int(number) - 1]
 
 
-def _quality(name: str, given: list[str]) -> float | None:
-    try:
-        return float(*given) if given else None
-    except (TypeError, ValueError):
-        raise _unknown(name) from None
-
-
 def all_methods(pool: ModelPool) -> list[str]:
     """The names that `all` stands for."""
     numbers = range(1, len(pool) + 1)
@@ -137,17 +157,21 @@ def all_methods(pool: ModelPool) -> list[str]:
 
 
 def chosen_methods(text: str, pool: ModelPool) -> list[str]:
-    """The names in a comma-separated list, in which `all` may stand for all of them."""
+    """The names in a comma-separated list, with what `all` stands for in its place."""
     names = [name for part in text.split(",") for name in _expand(part.strip(), pool)]
     return list(dict.fromkeys(names))
 
 
 def _expand(name: str, pool: ModelPool) -> Sequence[str]:
+    if name.endswith("@all"):
+        levels = range(1, QUALITY_LEVELS + 1)
+        return [f"{name.removesuffix('all')}{level / QUALITY_LEVELS:g}" for level in levels]
     return all_methods(pool) if name == "all" else [name]
 
 
 def _unknown(name: str) -> ConfigError:
     return ConfigError(
         f"no method is called {name!r}: there are single-K, cot-strongest, plan-K, random, "
-        "cheapest-first, router, router@QUALITY, oracle, and all; K is a rank in the pool"
+        "cheapest-first, router, rl, sft, router:PATH, oracle, and all; K is a rank in the pool; "
+        "@QUALITY may follow a router"
     )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from math import isfinite, isnan
 
 from rich.table import Table
 
 from r2graph.evaluation.bars import Bar
+from r2graph.evaluation.compare import Interval
+from r2graph.evaluation.frontier import Gain
 from r2graph.evaluation.outcomes import Row
 
 _MILLION = 1_000_000
@@ -17,7 +20,7 @@ def row_table(rows: Sequence[Row]) -> Table:
     """One line a row; money is shown for a million queries, where the lab's prices are legible."""
     table = Table(caption="means per query; dollars for a million queries; 95 % intervals")
     for name in ("benchmark", "method"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for name in ("n", "accuracy", "interval", "pool $", "net $", "calls", "cpu ms"):
         table.add_column(name, justify="right")
     for _, block in groupby(rows, key=lambda row: row.benchmark):
@@ -54,3 +57,27 @@ def bar_table(bars: Sequence[Bar]) -> Table:
             "[green]met[/green]" if bar.passed else "[red]missed[/red]",
         )
     return table
+
+
+def gain_table(gains: Sequence[Gain]) -> Table:
+    """One line a router, cost and accuracy; the gap is the parent's to the oracle."""
+    caption = "cost saved at the accuracy of sft; paired bootstrap intervals over queries"
+    table = Table("cost", "at", caption=caption)
+    for name in ("saved", "interval", "gap closed", "interval"):
+        table.add_column(name, justify="right")
+    table.add_column("router", overflow="fold")
+    for gain in gains:
+        closed = _shown(gain.gap_closed) if gain.gap_closed else ("", "")
+        table.add_row(gain.cost, gain.at, *_shown(gain.saving), *closed, gain.family)
+    return table
+
+
+def _shown(interval: Interval) -> tuple[str, str]:
+    value, low, high = map(_share, (interval.value, interval.low, interval.high))
+    return value, f"{low} to {high}"
+
+
+def _share(value: float) -> str:
+    if isnan(value):
+        return "-"
+    return f"{value:.1%}" if isfinite(value) else "not reached"

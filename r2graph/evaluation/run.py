@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Thread
 
 from r2graph.errors import ConfigError
-from r2graph.evaluation.lineup import Lineup
+from r2graph.evaluation.lineup import ELSEWHERE, OWN, Lineup, routed
 from r2graph.evaluation.methods import Method
 from r2graph.evaluation.outcomes import Outcome
 from r2graph.evaluation.replies import (
@@ -25,7 +25,7 @@ from r2graph.evaluation.replies import (
 from r2graph.lab import benchmarks
 from r2graph.lab.task import Task
 from r2graph.pool import load_pool
-from r2graph.router import load_router
+from r2graph.router import Router, load_parent, load_router
 
 CONCURRENCY = 64  # queries at once: as many as a local model takes into one batch
 
@@ -83,10 +83,24 @@ def run_benchmark(setup: Setup, name: str, on_done: OnDone) -> Evaluation:
     if setup.outcomes is not None:
         opened = ChargedOutcomes(setup.outcomes)
     with opened as cache:
-        lineup = Lineup(pool, router, setup.quality, right, cache)
+        lineup = Lineup(pool, router, setup.quality, right, cache, _others(setup))
         methods = {method: lineup.method(method) for method in setup.methods}
         done = asyncio.run(run_methods(name, tasks, methods, on_done))
     return Evaluation(done) if cache is None else Evaluation(done, cache.hits, cache.misses)
+
+
+def _others(setup: Setup) -> dict[str, Router]:
+    """The routers besides that of the setup which its methods ask for."""
+    families = {found[0] for found in map(routed, setup.methods) if found}
+    return {name: record_router(_other(name, setup.router)) for name in families.difference(OWN)}
+
+
+def _other(family: str, router: str | None) -> Router:
+    if family.startswith(ELSEWHERE):
+        return load_router(family.removeprefix(ELSEWHERE))
+    if router is None:
+        raise ConfigError(f"there is no router: {family} would be the one that it was trained from")
+    return load_parent(router)
 
 
 async def run_methods(

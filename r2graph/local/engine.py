@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -34,6 +36,7 @@ from r2graph.local.files import state
 from r2graph.local.generation import Completion, Generation, Options, Piece, Vocabulary
 
 DEFAULT_CONTEXT = 4096  # for models that do not say how many tokens they hold
+SWEEP_S = 0.05  # between two looks at who in the queue has given up
 
 Queue = SimpleQueue[Generation | None]  # None: nobody is left who could ask
 
@@ -127,11 +130,14 @@ def close(queue: Queue, threads: list[threading.Thread]) -> None:
 def serve(model: PreTrainedModel, queue: Queue, max_batch: int) -> None:
     """Decode for whoever waits; holds no engine, so that one without users can be collected."""
     batch = Batch(model)
-    waiting: list[Generation] = []
+    waiting: deque[Generation] = deque()
+    swept = 0.0
     while None not in (arrived := take(queue, block=not (batch.rows or waiting))):
-        waiting = [row for row in [*waiting, *arrived] if row and row.active()]
-        room = max_batch - len(batch.rows)
-        joining, waiting = waiting[:room], waiting[room:]
+        waiting.extend(row for row in arrived if row)
+        if time.monotonic() - swept > SWEEP_S:  # at each step it would be slow for long queues
+            waiting = deque(row for row in waiting if row.active())
+            swept = time.monotonic()
+        joining = first(waiting, max_batch - len(batch.rows))
         try:
             if joining:
                 batch.join(joining)
@@ -141,6 +147,16 @@ def serve(model: PreTrainedModel, queue: Queue, max_batch: int) -> None:
             for row in {*batch.rows, *joining}:
                 row.fail(error)
             batch = Batch(model)
+
+
+def first(waiting: deque[Generation], n: int) -> list[Generation]:
+    """Take the next `n` requests that somebody still waits for out of the queue."""
+    rows: list[Generation] = []
+    while waiting and len(rows) < n:
+        row = waiting.popleft()
+        if row.active():
+            rows.append(row)
+    return rows
 
 
 def take(queue: Queue, *, block: bool) -> list[Generation | None]:
