@@ -27,10 +27,11 @@ from r2graph.lab.task import Task
 from r2graph.router import Router
 from training.checkpoints import last_checkpoint
 from training.graph_rewards import AllocatorReward, DecomposerReward
+from training.held_out import ended
 from training.planned import planned
 from training.query_files import draw
 from training.rewards import LOWEST
-from training.rl_data import Row, allocator_rows, decomposer_rows
+from training.rl_data import DECOMPOSER_LEVEL, Row, allocator_rows, decomposer_rows, half_hard
 from training.rollouts import Rollouts
 from training.settings import Module, Phase, Settings, load_settings
 
@@ -53,9 +54,12 @@ def rows(
     """The prompts of a module; the same for the same seed."""
     without = {task.query for task in held_out_tasks(settings)}
     drawn = draw(settings.queries, RL_SEED + seed, without)
+    pool = load_pool(settings.pool)
     if module == "decomposer":
-        return decomposer_rows(drawn)
-    return allocator_rows(planned(load_pool(settings.pool), router, drawn, outcomes), seed)
+        done = ended(pool, router, drawn, outcomes, DECOMPOSER_LEVEL)
+        right = [each is not None and each[0] for each in done]
+        return decomposer_rows(half_hard(drawn, right, seed))
+    return allocator_rows(planned(pool, router, drawn, outcomes), seed)
 
 
 def folder(router: Router, module: Module) -> Path:

@@ -51,6 +51,19 @@ async def _all(graph: R2Graph, tasks: Sequence[Task]) -> list[Ended]:
     return await asyncio.gather(*(_ended(graph, task, gate) for task in tasks))
 
 
+def ended(
+    pool: ModelPool,
+    router: Router,
+    tasks: Sequence[Task],
+    outcomes: OutcomeCache | None,
+    level: int,
+) -> list[Ended]:
+    """How each task ends at a quality level; raises `ModelCallError` if the pool fails."""
+    quality = level / QUALITY_LEVELS
+    graph = create_r2_graph(pool, router=router, quality=quality, outcomes=outcomes, limits=PATIENT)
+    return asyncio.run(_all(graph, tasks))
+
+
 def standing(
     pool: ModelPool,
     router: Router,
@@ -64,22 +77,15 @@ def standing(
     """
     found = {}
     for level in LEVELS:
-        graph = create_r2_graph(
-            pool,
-            router=router,
-            quality=level / QUALITY_LEVELS,
-            outcomes=outcomes,
-            limits=PATIENT,
-        )
-        ended = asyncio.run(_all(graph, tasks))
-        valid = [each for each in ended if each is not None]
+        done = ended(pool, router, tasks, outcomes, level)
+        valid = [each for each in done if each is not None]
         found[level] = Standing(
-            accuracy=sum(right for right, _ in valid) / len(ended),
+            accuracy=sum(right for right, _ in valid) / len(done),
             net_usd=fmean(cost for _, cost in valid) if valid else 0.0,
-            invalid=(len(ended) - len(valid)) / len(ended),
+            invalid=(len(done) - len(valid)) / len(done),
             worth=fmean(
                 _worth(each, reference, level)
-                for each, reference in zip(ended, references, strict=True)
+                for each, reference in zip(done, references, strict=True)
             ),
         )
     return found
