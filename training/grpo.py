@@ -59,7 +59,9 @@ def rows(
         done = ended(pool, router, drawn, outcomes, DECOMPOSER_LEVEL)
         right = [each is not None and each[0] for each in done]
         return decomposer_rows(half_hard(drawn, right, seed))
-    return allocator_rows(planned(pool, router, drawn, outcomes), seed)
+    phase = settings.allocator
+    needed = phase.steps * phase.prompts if phase else len(drawn)
+    return allocator_rows(planned(pool, router, drawn[:needed], outcomes), seed)
 
 
 def folder(router: Router, module: Module) -> Path:
