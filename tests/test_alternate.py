@@ -139,8 +139,11 @@ def test_a_directory_is_refused_to_a_run_of_other_arguments(
 
 def test_a_directory_is_claimed_whatever_the_settings_hold(tmp_path: Path) -> None:
     settings = Settings(
-        pool="lab", queries=Path("q.jsonl"), held_out=Path("h.jsonl"), base=BASE,
-        sft={"allocator": Path("rows.jsonl")},
-    )  # fmt: skip
+        pool="lab",
+        base=BASE,
+        sft={"decomposer": Path("plans.jsonl"), "allocator": Path("slots.jsonl")},
+        queries=Path("queries.jsonl"),
+        held_out=Path("held_out.jsonl"),
+    )
     for _ in range(2):
         claim(tmp_path, settings, LAB, 1)

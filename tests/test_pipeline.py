@@ -54,7 +54,9 @@ def test_a_router_goes_through_every_stage_of_training(
         folder(lab, "allocator"), tmp_path / "allocator.jsonl", tmp_path / "sft", batch=4, epochs=1
     )
     parent = tmp_path / "parent"
-    assemble(folder(lab, "allocator").parent, "allocator", tmp_path / "sft", parent, seed=1)
+    made_of = [{"row": row} for row in rows]
+    trained = tmp_path / "sft"
+    assemble(folder(lab, "allocator").parent, "allocator", trained, parent, made_of, seed=1)
 
     out = tmp_path / "rl"
     out.mkdir()

@@ -55,12 +55,12 @@ def rows(
     without = {task.query for task in held_out_tasks(settings)}
     drawn = draw(settings.queries, RL_SEED + seed, without)
     pool = load_pool(settings.pool)
+    phase: Phase = getattr(settings, module)
     if module == "decomposer":
         done = ended(pool, router, drawn, outcomes, DECOMPOSER_LEVEL)
         right = [each is not None and each[0] for each in done]
-        return decomposer_rows(half_hard(drawn, right, seed))
-    phase = settings.allocator
-    needed = phase.steps * phase.prompts if phase else len(drawn)
+        return decomposer_rows(half_hard(drawn, right, phase.prompts, seed))
+    needed = phase.steps * phase.prompts
     return allocator_rows(planned(pool, router, drawn[:needed], outcomes), seed)
 
 

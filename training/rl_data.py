@@ -42,15 +42,16 @@ def tasks(
     return found
 
 
-def half_hard(drawn: Sequence[Task], right: Sequence[bool], seed: int) -> list[Task]:
-    """The tasks that the parent gets wrong, and as many others, in random order.
+def half_hard(drawn: Sequence[Task], right: Sequence[bool], at_least: int, seed: int) -> list[Task]:
+    """The tasks that the parent gets wrong, and as many others, in random order; `at_least` so many
+    together, where there are.
 
     A group of completions that are all right teaches little, and a good parent gets nearly all
     right (the dynamic sampling of DAPO, arXiv 2503.14476, made beforehand).
     """
     hard = [task for task, good in zip(drawn, right, strict=True) if not good]
     easy = [task for task, good in zip(drawn, right, strict=True) if good]
-    chosen = [*hard, *easy[: max(1, len(hard))]]
+    chosen = [*hard, *easy[: max(len(hard), at_least - len(hard))]]
     Random(seed).shuffle(chosen)
     return chosen
 
