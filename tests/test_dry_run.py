@@ -13,14 +13,14 @@ from r2graph import load_pool, load_router
 from r2graph.errors import ConfigError
 from r2graph.plan import parse_text
 from r2graph.pricing import Price
-from training.dry_run import Machine, dry_run
-from training.memory import KNOWN, WIDE, estimate, fine_tuning, shape_of
+from training.dry_run.memory import KNOWN, WIDE, estimate, fine_tuning, shape_of
+from training.dry_run.report import Machine, dry_run
+from training.dry_run.reward_probe import check_columns, made_up_row, rewards
+from training.dry_run.servers import pool_servers
+from training.dry_run.sft_check import check
 from training.new_router import write
 from training.query_files import draw, read
-from training.reward_probe import check_columns, made_up_row, rewards
-from training.servers import pool_servers
 from training.settings import Base, Lora, Phase, Settings, load_settings
-from training.sft_check import check
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "training/configs/paper.yaml"

@@ -156,11 +156,18 @@ def claim(out: Path, settings: Settings, router: Path, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--router", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--router", type=Path, default=Path("lab-sft"))
+    parser.add_argument("--out", type=Path, default=Path("runs/rl"))
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--dry-run", action="store_true", help="check everything and train nothing")
     arguments = parser.parse_args()
     settings = load_settings(arguments.config)
+    if arguments.dry_run:
+        from training.dry_run.report import dry_run
+
+        router = None if settings.base else str(arguments.router)
+        print(dry_run(settings, arguments.config, router))
+        return
     claim(arguments.out, settings, arguments.router, arguments.seed)
     best = alternate(settings, arguments.router, arguments.out, arguments.seed)
     publish(best, arguments.router, arguments.out / "router")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from r2graph import ModelPool
-from training.memory import WIDE, Shape, shape_of
+from training.dry_run.memory import WIDE, Shape, shape_of
 from training.rl_data import Row
 
 TOKENIZER = "tokenizer_config.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from r2graph import ModelPool
-from training.memory import shape_of
+from training.dry_run.memory import shape_of
 from training.settings import Phase
 
 FOR_WEIGHTS = 0.7  # of a card: vLLM takes 0.9 of it, and keys and values want room too

@@ -1,17 +1,7 @@
-"""What a training run would do, checked and told without weights and without a network.
-
-    python -m training.dry_run --config training/configs/paper.yaml --processes 8 --card-gb 80
-
-Checks that settings, pool and data read, that rows have the columns of their module's reward, that
-right beats wrong beats invalid, that batches come out and that no right completion is cut off;
-estimates memory (`training/memory.py`); prints the commands, servers first. What is wrong ends it
-with an error, what is not there yet is listed. Prompts of the allocator are made of the plans that
-the data has, where a real run has those of the router.
-"""
+"""The report of a dry run: what would be trained, on what, for how long, and what is missing."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,16 +15,16 @@ from r2graph.lab.task import Task
 from r2graph.plan import render_text
 from r2graph.pool import KEY_VARIABLES, N_SLOTS
 from r2graph.router import MODULES
+from training.dry_run.memory import GB, Memory, estimate, fine_tuning
+from training.dry_run.reward_probe import TASK, check_columns, rewards
+from training.dry_run.servers import policy_server, pool_servers
+from training.dry_run.sft_check import SftRow, check
+from training.dry_run.weights import Weights, resident_bytes
 from training.grpo import HELD_OUT_SEED, RL_SEED, folder
-from training.memory import GB, Memory, estimate, fine_tuning
 from training.planned import Planned
 from training.query_files import draw
-from training.reward_probe import TASK, check_columns, rewards
 from training.rl_data import Row, allocator_rows, decomposer_rows
-from training.servers import policy_server, pool_servers
-from training.settings import Module, Phase, Queries, Settings, load_settings
-from training.sft_check import SftRow, check
-from training.weights import Weights, resident_bytes
+from training.settings import Module, Phase, Queries, Settings
 
 FSDP = (
     "--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP "
@@ -318,21 +308,3 @@ def commands(
 
 def indented(lines: Sequence[str]) -> list[str]:
     return [f"  {line}" for line in lines]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--router", help="one that is there; by default the base of the settings")
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--card-gb", type=float, default=80.0, help="memory of a card, 10^9 bytes")
-    given = parser.parse_args()
-    on = Machine(given.processes, given.card_gb)
-    try:
-        print(dry_run(load_settings(given.config), given.config, given.router, on))
-    except ConfigError as error:
-        raise SystemExit(f"{given.config}: {error}") from None
-
-
-if __name__ == "__main__":
-    main()
