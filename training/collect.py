@@ -38,6 +38,7 @@ from r2graph.pool import ModelSpec
 from r2graph.router import Router
 from r2graph.state import R2Output
 from r2graph.trace import Trace, read_traces, to_line, trace
+from training.queries import training_queries
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,6 @@ def queries(benchmark: str, split: str, limit: int, seed: int) -> list[Task]:
     """
     if split == "test":
         return benchmarks.tasks(benchmark, limit)
-    from training.router_data import training_queries  # loads torch, which not every pool needs
-
     distinct: dict[str, Task] = {}
     for task in training_queries(benchmark.split("-")[0], seed):
         if len(distinct) == limit:

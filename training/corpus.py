@@ -15,19 +15,19 @@ import argparse
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
 from pathlib import Path
-from random import Random
 
 import numpy as np
 
-from r2graph.lab import arith, geo, scan
-from r2graph.lab.task import Task, is_test
+from r2graph.lab import arith, scan
+from r2graph.lab.task import Task
 from r2graph.plan import render_text
+from training.queries import training_queries
 from training.tokenizer import build
 
 DRAWS = 300_000  # training queries of arith and of geo
 SEED = 1
-DRAW = {"arith": arith.draw, "geo": geo.draw}
 # Share of training rows by bucket. Subtasks most: they are what the pool is asked in the end.
 MIXTURE = {
     ("arith", "+- 1"): 0.03,
@@ -100,18 +100,11 @@ def rows(task: Task) -> Iterator[tuple[str, str, str]]:
     yield "think", f"think: {task.query}", worked(task)
 
 
-def training_tasks(family: str, draws: int = DRAWS, seed: int = SEED) -> Iterator[Task]:
+def training_tasks(family: str, draws: int) -> Iterator[Task]:
     """Every training command of SCAN once, or `draws` training queries of arith or of geo."""
     if family == "scan":
-        yield from scan.split("train")
-        return
-    rng = Random(seed)
-    kept = 0
-    while kept < draws:
-        task = DRAW[family](rng)
-        if not is_test(task.query):
-            kept += 1
-            yield task
+        return iter(scan.split("train"))
+    return islice(training_queries(family, SEED), draws)
 
 
 def tokenised(family: str, draws: int) -> Arrays:

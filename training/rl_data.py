@@ -18,7 +18,7 @@ from r2graph.decompose import plan_prompt
 from r2graph.lab.task import Task
 from r2graph.plan import Plan, render_text, single
 from training.planned import Planned
-from training.router_data import training_queries, whole
+from training.queries import training_queries, whole
 
 Row = dict[str, Any]
 DECOMPOSER_LEVEL = 9  # the graph's default quality, at which plans are tried

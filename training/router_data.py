@@ -21,11 +21,11 @@ from rich.progress import track
 
 from r2graph.allocate import slots_prompt, slots_text
 from r2graph.decompose import plan_prompt
-from r2graph.lab import arith, geo, scan
-from r2graph.lab.task import Task, is_test
+from r2graph.lab.task import Task
 from r2graph.plan import render_text
 from training.labels import Labels
 from training.outcomes import MODELS, Outcomes, prices
+from training.queries import training_queries, varied, whole
 from training.rows import row
 from training.search import search
 
@@ -40,40 +40,6 @@ ALLOCATIONS = {"scan": 400, "arith": 7_000, "geo": 9_000}
 CUT = 0.25  # share of the plans of arith that the allocator sees with long operations cut
 LEVELS_PER_PLAN = 2
 SEARCHED = 500  # tasks of each family
-
-
-def training_queries(family: str, seed: int, even: bool = False) -> Iterator[Task]:
-    """Training queries of one family, without end (SCAN: each once, shuffled); `even`: every city
-    equally often.
-    """
-    rng = Random(seed)
-    if family == "scan":
-        commands = list(scan.split("train"))
-        rng.shuffle(commands)
-        yield from commands
-        return
-    while True:
-        task = draw(family, rng, even)
-        if not is_test(task.query):
-            yield task
-
-
-def draw(family: str, rng: Random, even: bool = False) -> Task:
-    return arith.draw(rng) if family == "arith" else geo.draw(rng, by_population=not even)
-
-
-def whole(task: Task) -> Task:
-    """The task with long operations left whole in its plan, which costs less (docs/lab.md)."""
-    return arith.task(task.query, cut="") if task.family == "arith" else task
-
-
-def varied(task: Task, rng: Random, share: float) -> Task:
-    """The task, `share` of the time with long operations cut in its plan."""
-    if task.family == "arith" and rng.random() < share:
-        cut = arith.task(task.query, rng.choice(arith.CUTS[1:]))
-        if len(cut.plan.subtasks) <= arith.MAX_STEPS:
-            return cut
-    return whole(task)
 
 
 def allocation_rows(task: Task, labels: Labels, rng: Random) -> Iterator[str]:

@@ -23,7 +23,7 @@ from r2graph.allocate import QUALITY_LEVELS
 from r2graph.local.engine import open_engine
 from r2graph.local.generation import Options
 from training.outcomes import MODELS, Outcome, Outcomes, prices
-from training.router_data import training_queries
+from training.queries import training_queries
 
 TASKS = 1_500  # of arith and of geo; the phrases of scan are too few to choose on
 SEED = 4
