@@ -22,23 +22,20 @@ from r2graph.graph import R2Graph
 from r2graph.lab import benchmarks
 from r2graph.lab.task import Task
 from r2graph.trace import Trace, trace
-
-CONCURRENCY = 64
+from training.concurrently import concurrently
 
 
 async def traces(graph: R2Graph, tasks: Sequence[Task]) -> list[Trace]:
     """A run of each task; one that fails leaves no trace."""
-    gate = asyncio.Semaphore(CONCURRENCY)
 
     async def run(task: Task) -> Trace | None:
-        async with gate:
-            try:
-                result = await graph.ainvoke({"query": task.query})
-            except (ModelCallError, PlanError):
-                return None
+        try:
+            result = await graph.ainvoke({"query": task.query})
+        except (ModelCallError, PlanError):
+            return None
         return trace(result, right=benchmarks.grade(task, result["answer"]))
 
-    return [found for found in await asyncio.gather(*map(run, tasks)) if found is not None]
+    return [found for found in await concurrently(run, tasks) if found is not None]
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import fmean
 from typing import TypedDict
 
@@ -15,8 +16,9 @@ from r2graph.graph import R2Graph
 from r2graph.lab.benchmarks import grade
 from r2graph.lab.task import Task
 from r2graph.router import Router
+from training.concurrently import concurrently
 from training.rewards import INVALID, WRONG, Rollout, allocator_reward
-from training.rollouts import CONCURRENCY, Rollouts
+from training.rollouts import Rollouts
 
 LEVELS = (2, 5, 7, 9)
 
@@ -37,18 +39,12 @@ Ended = tuple[bool, float] | None
 """Whether the answer was right, and the dollars of the run; `None` where no plan was valid."""
 
 
-async def _ended(graph: R2Graph, task: Task, gate: asyncio.Semaphore) -> Ended:
-    async with gate:
-        try:
-            result = await graph.ainvoke({"query": task.query})
-        except PlanError:
-            return None
+async def _ended(graph: R2Graph, task: Task) -> Ended:
+    try:
+        result = await graph.ainvoke({"query": task.query})
+    except PlanError:
+        return None
     return grade(task, result["answer"]), float(result["cost_usd"])
-
-
-async def _all(graph: R2Graph, tasks: Sequence[Task]) -> list[Ended]:
-    gate = asyncio.Semaphore(CONCURRENCY)
-    return await asyncio.gather(*(_ended(graph, task, gate) for task in tasks))
 
 
 def ended(
@@ -61,7 +57,7 @@ def ended(
     """How each task ends at a quality level; raises `ModelCallError` if the pool fails."""
     quality = level / QUALITY_LEVELS
     graph = create_r2_graph(pool, router=router, quality=quality, outcomes=outcomes, limits=PATIENT)
-    return asyncio.run(_all(graph, tasks))
+    return asyncio.run(concurrently(partial(_ended, graph), tasks))
 
 
 def standing(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from r2graph import ModelPool, OutcomeCache, create_r2_graph
 from r2graph.allocate import FixedAllocator
@@ -21,8 +22,7 @@ from r2graph.lab.task import Task
 from r2graph.plan import Plan, parse_json
 from r2graph.router import Router
 from r2graph.verify import FormatVerifier
-
-CONCURRENCY = 64
+from training.concurrently import concurrently
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,15 @@ def planned(
         outcomes=outcomes,
         limits=PATIENT,
     )
-    return [each for each in asyncio.run(_all(graph, tasks)) if each is not None]
+    done = asyncio.run(concurrently(partial(_planned, graph), tasks))
+    return [each for each in done if each is not None]
 
 
-async def _all(graph: R2Graph, tasks: Sequence[Task]) -> list[Planned | None]:
-    gate = asyncio.Semaphore(CONCURRENCY)
-    return await asyncio.gather(*(_one(graph, task, gate) for task in tasks))
-
-
-async def _one(graph: R2Graph, task: Task, gate: asyncio.Semaphore) -> Planned | None:
-    async with gate:
-        try:
-            result = await graph.ainvoke({"query": task.query})
-        except (ModelCallError, PlanError):
-            return None
+async def _planned(graph: R2Graph, task: Task) -> Planned | None:
+    try:
+        result = await graph.ainvoke({"query": task.query})
+    except (ModelCallError, PlanError):
+        return None
     if not grade(task, result["answer"]):
         return None
     plan = parse_json(result["plan"])

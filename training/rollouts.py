@@ -8,10 +8,7 @@ step whose references have been filled in among them.
 
 from __future__ import annotations
 
-import asyncio
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from decimal import Decimal
@@ -25,10 +22,8 @@ from r2graph.errors import ModelCallError
 from r2graph.evaluation.methods import PATIENT
 from r2graph.plan import Plan, Subtask
 from r2graph.router import Router
+from training.concurrently import concurrently
 from training.rewards import Rollout
-
-CONCURRENCY = 64
-
 
 Slots = tuple[tuple[int, int | None], ...]
 """As `parse_slots` reads them: of each step the slot, and the level of its check."""
@@ -88,20 +83,6 @@ def rollout(ended: Ended | None, reference: Ended | None) -> Rollout | None:
     return ended and reference and Rollout(*ended, reference[2])
 
 
-@contextmanager
-def _heap_at_rest() -> Iterator[None]:
-    """Garbage is collected only among what is made inside.
-
-    A batch of runs makes a lot of it, and torch and its friends keep so many objects that to look
-    through them each time took a third of a batch.
-    """
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
 class Rollouts:
     """Runs through the graph; the same run is made once, for nothing in it is drawn."""
 
@@ -142,19 +123,16 @@ class Rollouts:
         return Given(query, plan, gold, QUALITY_LEVELS, slots, revised=False)
 
     async def make(self, runs: Sequence[Given]) -> list[Ended | None]:
-        gate = asyncio.Semaphore(CONCURRENCY)
-        with _heap_at_rest():
-            return await asyncio.gather(*(self._run(given, gate) for given in runs))
+        return await concurrently(self._run, runs)
 
-    async def _run(self, given: Given, gate: asyncio.Semaphore) -> Ended | None:
-        async with gate:
-            _GIVEN.set(given)  # seen by this run alone: each runs in a task of its own
-            try:
-                result = await self._graph.ainvoke(
-                    {"query": given.query}, context={"quality": given.level / QUALITY_LEVELS}
-                )
-            except ModelCallError:
-                return None
+    async def _run(self, given: Given) -> Ended | None:
+        _GIVEN.set(given)  # seen by this run alone: each runs in a task of its own
+        try:
+            result = await self._graph.ainvoke(
+                {"query": given.query}, context={"quality": given.level / QUALITY_LEVELS}
+            )
+        except ModelCallError:
+            return None
         cost = Decimal(result["cost_usd"])
         pool_cost = cost - Decimal(result["router_cost_usd"]) - Decimal(result["verifier_cost_usd"])
         right = result["answer"].split() == given.gold.split()
