@@ -3,7 +3,7 @@
     python -m training.bound --pool runs/lab --out runs/lab
 
 On the held-out tasks of `training/threshold.py` and from recorded outcomes, without a call: for
-each shape of step (`## * #`, `country of`) the start and the confidence threshold of the least cost,
+each shape of step (`## * #`, `country of`) the start and the confidence threshold of least cost,
 wrong ends priced in, are chosen on one half of the prompts and tried on the other, and the other
 way round. Beside it stands the router: its own starts and its card's thresholds. An allocator that
 knew the true rates of every shape would stand where the second table does; what the text of a step
