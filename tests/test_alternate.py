@@ -23,7 +23,7 @@ from training.rollouts import Given, Rollouts
 from training.settings import Base, Phase, Settings
 
 ROOT = Path(__file__).parent.parent
-LAB = Path("r2graph/lab/artefacts/router")
+LAB = Path("r2graph/lab/artefacts/router-sft")
 TINY: dict[str, object] = {
     "steps": 6, "prompts": 2, "generations": 4, "max_completion_tokens": 24, "temperature": 1.5,
     "save_every": 2,

@@ -53,7 +53,7 @@ def test_only_r2graph_goes_into_the_wheel(wheel: Path) -> None:
         names = set(archive.namelist())
     assert {name.split("/")[0].split("-")[0] for name in names} == {"r2graph"}
     assert {"r2graph/py.typed", "r2graph/pools/lab.yaml"} <= names
-    assert any(name.startswith("r2graph/lab/artefacts/router/") for name in names)
+    assert any(name.startswith("r2graph/lab/artefacts/router-sft/") for name in names)
     assert not [name for name in names if "__pycache__" in name]
 
 
