@@ -58,4 +58,4 @@ def test_the_allocator_is_taught_to_check_each_step_at_the_level_it_is_asked_at(
         ["s1: 47 * 6", "s2: {s1} - 5000"],
         ["s1: 282 - 5000"],
     ] * 2
-    assert answers == [f"m5 {a} m2 {a}", f"m5 {a}", f"m5 {b} m2 {b}", f"m5 {b}"]
+    assert answers == ["m5 m2", "m5", "m5 m2", "m5"]

@@ -54,13 +54,13 @@ def allocation_rows(task: Task, labels: Labels, rng: Random) -> Iterator[str]:
             step.text if step.depends_on else prompt
             for step, prompt in zip(steps, prompts, strict=True)
         ]
-        slots = [(labels.label(text, q), q) for text in seen]
+        slots = [(labels.label(text, q), None) for text in seen]
         texts = [step.text for step in steps]
         yield row([HumanMessage(slots_prompt(texts, q))], slots_text(slots))
         for step, prompt in zip(steps, prompts, strict=True):
             if step.depends_on:
                 asked = HumanMessage(slots_prompt([prompt], q))
-                yield row([asked], slots_text([(labels.label(prompt, q), q)]))
+                yield row([asked], slots_text([(labels.label(prompt, q), None)]))
 
 
 def main() -> None:

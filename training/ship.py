@@ -75,8 +75,7 @@ MODULES = {
 }
 PURPOSE = {
     "decomposer": "Asked `plan: QUERY`, it writes the plan in r2graph's plan language.",
-    "allocator": "Asked `q9` and a line for each subtask, it writes for each a slot, `m1` to `m9`, "
-    "and the quality level of its check.",
+    "allocator": "Asked `q9` and a line for each subtask, it writes a slot for each, `m1` to `m9`.",
 }
 TRAINED_CARD = """\
 ---

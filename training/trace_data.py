@@ -75,7 +75,7 @@ def _allocation(trace: Trace, level: int) -> Iterator[str]:
     if None in accepted:
         return
     slots = [
-        (_slot(trace, member), step.choice.check or level)
+        (_slot(trace, member), step.choice.check)
         for step, member in zip(trace.steps, accepted, strict=True)
         if member
     ]
