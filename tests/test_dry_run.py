@@ -190,7 +190,7 @@ def test_parameters_of_known_models_are_those_published(model: str, parameters: 
     assert KNOWN[model].parameters == parameters
 
 
-@pytest.mark.parametrize("model", ["m1", "m9", "router/decomposer"])
+@pytest.mark.parametrize("model", ["m1", "m9", "router-sft/decomposer"])
 def test_parameters_of_a_directory_are_those_in_its_files(model: str) -> None:
     with safe_open(ARTEFACTS / model / "model.safetensors", "np") as file:
         held = sum(file.get_tensor(name).size for name in file.keys())  # noqa: SIM118 - no dict
@@ -232,7 +232,7 @@ def test_a_card_makes_a_router_of_two_fine_tuned_modules(tmp_path: Path) -> None
     for module in ("decomposer", "allocator"):
         folder = tmp_path / "router" / module
         folder.mkdir(parents=True)
-        source = ARTEFACTS / "router" / module
+        source = ARTEFACTS / "router-sft" / module
         (folder / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
     price = Price(input_per_mtok=1, output_per_mtok=2)
     base = Base(model="Qwen/Qwen2.5-0.5B-Instruct", price=price)

@@ -251,7 +251,7 @@ def test_a_parent_is_found_from_the_card_and_not_from_where_one_stands(tmp_path:
 
 
 def test_a_parent_may_be_a_shipped_router(tmp_path: Path) -> None:
-    assert load_parent(directory(tmp_path, parent="lab")).card.name == "lab"
+    assert load_parent(directory(tmp_path, parent="lab-sft")).card.name == "lab-sft"
 
 
 def test_without_a_parent_sft_is_refused_before_the_first_call(tmp_path: Path) -> None:
