@@ -7,7 +7,7 @@ frozen, compare on held-out queries, keep the better router, and stop when nothi
 Every phase is a directory with its router, its log and `standing.json`. A finished one is not made
 again, and an interrupted one goes on from its last checkpoint, so that the same command ends with
 the same result however often it was killed. The best router is in `--out/router`, where each one
-stands in `--out/table.md`.
+stands in `--out/table.md`, how training went in `--out/curves.png`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import yaml
 from r2graph import OutcomeCache, load_pool, load_router
 from r2graph.errors import ConfigError
 from r2graph.router import CARD, MODULES, RouterCard
+from training.curves import learning
 from training.grpo import folder, held_out_tasks, rows, train
 from training.held_out import Standing, references, standing, table, worth
 from training.rl_data import Row
@@ -171,6 +172,8 @@ def main() -> None:
     claim(arguments.out, settings, arguments.router, arguments.seed)
     best = alternate(settings, arguments.router, arguments.out, arguments.seed)
     publish(best, arguments.router, arguments.out / "router")
+    logs = sorted(arguments.out.glob("round-*/trained/log.json"))
+    learning(logs).savefig(arguments.out / "curves.png", dpi=150)
     print((arguments.out / "table.md").read_text(), f"best router: {best}", sep="\n")
 
 
