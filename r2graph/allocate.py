@@ -135,7 +135,7 @@ class CheckpointAllocator(Allocator):
             "allocator",
             self.model,
             [HumanMessage(slots_prompt([step.text for step in steps], level))],
-            max_tokens=2 * len(steps),
+            max_tokens=TOKENS_A_STEP * len(steps),
             temperature=0.0,
             top_logprobs=self.n_slots,
         )
@@ -202,6 +202,7 @@ def _slot(token: str) -> int | None:
 
 
 QUALITY_LEVELS = 10
+TOKENS_A_STEP = 8  # at most, of a slot and a level: other tokenizers write `m4 q7` in more than two
 
 
 def quality_level(quality: float) -> int:

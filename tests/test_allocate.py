@@ -80,7 +80,7 @@ def test_a_checkpoint_is_asked_as_it_was_trained() -> None:
     assert [message.text for message in call.messages] == [
         "q7\ns1: 2 + 3\ns2: 47 * 68\ns3: {s1} - {s2}"
     ]
-    assert (call.role, call.max_tokens, call.temperature) == ("allocator", 6, 0.0)
+    assert (call.role, call.max_tokens, call.temperature) == ("allocator", 24, 0.0)
     assert [choice.member for choice in choices] == ["m1", "m9", "m4"]
     assert [choice.slot for choice in choices] == [1, 9, 4]
     assert [choice.check for choice in choices] == [None] * 3

@@ -62,3 +62,11 @@ def test_a_rollout_whose_pool_failed_is_masked_and_not_punished() -> None:
 def test_a_cost_beyond_the_reference_counts_as_the_reference() -> None:
     assert rollout(50.0).relative_cost == rollout(1.0).relative_cost == 1.0
     assert Rollout(right=True, cost=0.0, pool_cost=0.0, reference=0.0).relative_cost == 1.0
+
+
+def test_the_weight_of_cost_at_the_highest_level_can_be_set() -> None:
+    usual, heavier = (allocator_reward(rollout(0.2), 10, lowest) for lowest in (0.02, 0.5))
+    assert usual is not None
+    assert heavier is not None
+    assert heavier < usual
+    assert cost_weight(1, 0.5) == cost_weight(1)

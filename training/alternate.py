@@ -40,7 +40,7 @@ def assemble(
 ) -> None:
     """Write a router: the parent with one module replaced by what was trained on `prompts`.
 
-    The check's thresholds stay, for they are the scale of the levels that an allocator writes.
+    The check's thresholds stay, for they are the scale of the levels that an allocator may write.
     """
     router = load_router(parent)
     for name in MODULES:
@@ -75,10 +75,8 @@ def publish(best: Path, parent: Path, out: Path) -> None:
     router = load_router(best)
     for module in MODULES:
         shutil.copytree(folder(router, module), out / module, dirs_exist_ok=True)
-    if best != parent:
-        write_card(out, router.card.model_copy(update={"parent": _reference(parent, out)}))
-    else:
-        write_card(out, router.card)
+    before = None if best == parent else _reference(parent, out)
+    write_card(out, router.card.model_copy(update={"parent": before}))
 
 
 class Comparison:

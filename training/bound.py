@@ -5,9 +5,9 @@
 On the held-out tasks of `training/threshold.py` and from recorded outcomes, without a call: for
 each shape of step (`## * #`, `country of`) the start and the confidence threshold of least cost,
 wrong ends priced in, are chosen on one half of the prompts and tried on the other, and the other
-way round. Beside it stands the router: its own starts and its card's thresholds. An allocator that
-knew the true rates of every shape would stand where the second table does; what the text of a step
-says beyond its shape, it leaves out.
+way round. Beside it stands the router: its own starts, and the thresholds chosen for it. An
+allocator that knew the true rates of every shape would stand where the second table does; what the
+text of a step says beyond its shape, it leaves out.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def by_shape(steps: Steps, loss_PA: Floats, fit_P: NDArray[np.bool_]) -> NDArray
     """For each prompt the action of the least loss among prompts of its shape in `fit_P`."""
     weight_P = np.minimum(steps.times_P, 5) * fit_P
     best = np.zeros(len(steps.prompts), dtype=np.int64)
-    for family in ("arith", "geo"):
+    for family in set(steps.family_P):
         of_family = steps.family_P == family
         prior = np.average(loss_PA[of_family], axis=0, weights=weight_P[of_family])
         for name in set(steps.shape_P[of_family]):

@@ -1,6 +1,6 @@
 """What the probabilities of a router's allocator are worth, on test queries of the lab.
 
-    python -m training.calibration --router lab --limit 200
+    python -m training.calibration --router lab --limit 500
 
 Runs the router through the graph and holds each step's forecast, that the member it starts on will
 do, against whether the first output was right.

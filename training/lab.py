@@ -4,8 +4,7 @@
     python -m training.lab
 
 Every stage is a script of its own, run as a process with its log under `runs/lab/log`; a finished
-stage is skipped and an interrupted one resumes. Two lanes run side by side: the largest model takes
-as long as the five middle ones.
+stage is skipped and an interrupted one resumes. Two lanes run side by side.
 """
 
 from __future__ import annotations

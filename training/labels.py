@@ -31,7 +31,7 @@ PRIOR_WEIGHT = 0.5
 
 
 def shape(text: str) -> str:
-    """The text with names and digits blanked: `country of @`, `## * #`."""
+    """The text without names, digits blanked: `country of`, `## * #`."""
     masked = re.sub(r"\d", "#", text)
     words = masked.split(" ")
     if words[0] in {"country", "capital", "currency", "continent", "domain", "phone", "same"}:

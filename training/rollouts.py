@@ -105,7 +105,10 @@ class Rollouts:
 
         `plans` says of each what the reference is: that plan, all of it on the strongest member.
         """
-        strongest = [self._on_strongest(*pair) for pair in zip(wanted, plans, strict=True)]
+        strongest = [
+            self.strongest(given.query, plan, given.gold)
+            for given, plan in zip(wanted, plans, strict=True)
+        ]
         new = [g for g in dict.fromkeys([*wanted, *strongest]) if g not in self._known]
         self.misses += len(new)
         self.hits += 2 * len(wanted) - len(new)
@@ -113,9 +116,6 @@ class Rollouts:
         self._known |= {given: ended for given, ended in done.items() if ended is not None}
         done |= self._known  # a failed run is none to remember: the pool may be up again
         return [rollout(done[a], done[b]) for a, b in zip(wanted, strongest, strict=True)]
-
-    def _on_strongest(self, given: Given, plan: Plan) -> Given:
-        return self.strongest(given.query, plan, given.gold)
 
     def strongest(self, query: str, plan: Plan, gold: str) -> Given:
         """The run of a plan with all of it on the strongest member."""

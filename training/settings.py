@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from r2graph.errors import ConfigError, first_fault
 from r2graph.pricing import Price
+from training.rewards import LOWEST
 
 Module = Literal["decomposer", "allocator"]
 Count = Annotated[int, Field(gt=0)]
@@ -51,7 +52,7 @@ class Phase(BaseModel):
     """What advantages are divided by the standard deviation of."""
     loss: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
     """TRL's `loss_type`."""
-    lowest_cost_weight: Annotated[float, Field(gt=0, le=1)] = 0.02
+    lowest_cost_weight: Annotated[float, Field(gt=0, le=1)] = LOWEST
     """What cost weighs at quality level 10 in the allocator's reward; at level 1 it is 1."""
     accumulate: Count = 1
     """Gradient accumulation steps; divides prompts x generations."""

@@ -1,7 +1,9 @@
 """Copy what training made into the package, with cards.
 
 python -m training.ship --runs runs/lab            # nine models, pool file, router `lab-sft`
-python -m training.ship --router runs/rl/seed-1/router     # the router `lab`
+python -m training.ship --router runs/rl/seed-1/router     # artefacts/router
+
+Which of the two routers the name `lab` stands for is said in `r2graph/router.py`.
 """
 
 from __future__ import annotations
