@@ -52,7 +52,6 @@ SIZES = {
     "m7": Size(64, 192, 3, 2, 15_000, 5e-3),
     "m8": Size(96, 256, 3, 3, 8_500, 4e-3),
     "m9": Size(128, 384, 4, 4, 16_500, 3e-3),
-    "x1": Size(40, 80, 2, 2, 24_000, 6e-3),  # not of the pool: a member that no router has seen
 }
 
 
