@@ -20,7 +20,8 @@ import torch
 
 from r2graph import Limits, load_pool, load_router
 from r2graph.allocate import AllocateContext
-from r2graph.calls import Door, ModelCall, drive
+from r2graph.calls import ModelCall
+from r2graph.door import Door, drive
 from r2graph.lab import language
 from r2graph.limits import Meter
 from r2graph.local.engine import load

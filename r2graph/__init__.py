@@ -18,6 +18,7 @@ from r2graph.errors import (
     CheckpointError,
     ConfigError,
     EmptyQueryError,
+    LedgerError,
     LimitExceeded,
     MissingExtraError,
     MissingKeyError,
@@ -30,6 +31,7 @@ from r2graph.errors import (
     R2Error,
     RouterFileError,
     RouterMismatchError,
+    SandboxUnavailable,
     TraceFileError,
     UnknownModelError,
     UnknownPriceError,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from r2graph.allocate import Allocator
     from r2graph.decompose import Decomposer
     from r2graph.graph import create_r2_graph
+    from r2graph.ledger import Budget, Ledger
     from r2graph.limits import Limits
     from r2graph.local import ChatLocal
     from r2graph.outcome_cache import OutcomeCache
@@ -52,11 +55,14 @@ if TYPE_CHECKING:
 __all__ = [
     "AllocationError",
     "Allocator",
+    "Budget",
     "ChatLocal",
     "CheckpointError",
     "ConfigError",
     "Decomposer",
     "EmptyQueryError",
+    "Ledger",
+    "LedgerError",
     "LimitExceeded",
     "Limits",
     "MissingExtraError",
@@ -75,6 +81,7 @@ __all__ = [
     "R2Error",
     "RouterFileError",
     "RouterMismatchError",
+    "SandboxUnavailable",
     "Subtask",
     "TraceFileError",
     "UnknownModelError",
@@ -89,8 +96,10 @@ __all__ = [
 
 _LAZY = {
     "Allocator": "allocate",
+    "Budget": "ledger",
     "ChatLocal": "local",
     "Decomposer": "decompose",
+    "Ledger": "ledger",
     "Limits": "limits",
     "ModelPool": "pool",
     "ModelSpec": "pool",

@@ -20,7 +20,8 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from r2graph.bill import total
-from r2graph.calls import Entry, Flow, adrive, drive
+from r2graph.calls import Entry, Flow
+from r2graph.door import adrive, drive
 from r2graph.errors import CheckpointError
 from r2graph.plan import Subtask, fill
 from r2graph.state import Chosen, StepRecord

@@ -12,7 +12,8 @@ R2Error
 │   ├── ModelFileError              a local model directory that does not read
 │   ├── TraceFileError              a file of traces with a line that does not read
 │   ├── RouterMismatchError         a router asked to serve a pool it was not trained for
-│   └── MissingExtraError           an optional dependency that is not installed
+│   ├── MissingExtraError           an optional dependency that is not installed
+│   └── SandboxUnavailable          no sandbox for code that a model wrote
 ├── QueryError (ValueError)         the query cannot be answered
 │   ├── EmptyQueryError
 │   ├── UnsupportedQueryError       outside the language of the router
@@ -21,6 +22,7 @@ R2Error
 ├── AllocationError (ValueError)    an allocation that does not parse
 ├── ModelCallError                  a pool member's call failed
 ├── CheckpointError                 a checkpoint holds what this graph cannot have written
+├── LedgerError                     the call ledger cannot be read or written
 └── LimitExceeded                   a call would pass a limit of the run
 """
 
@@ -31,8 +33,10 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-CallErrorKind = Literal["timeout", "rate_limit", "auth", "bad_request", "server", "empty", "other"]
-LimitName = Literal["calls", "rounds", "budget", "deadline"]
+CallErrorKind = Literal[
+    "timeout", "rate_limit", "auth", "bad_request", "server", "empty", "unavailable", "other"
+]
+LimitName = Literal["calls", "rounds", "budget", "pool_budget", "deadline"]
 
 
 class R2Error(Exception):
@@ -110,6 +114,19 @@ class MissingExtraError(ConfigError):
         self.extra = extra
 
 
+class SandboxUnavailable(ConfigError):  # noqa: N818 - it says what is missing, as HTTP's 503 does
+    """There is no sandbox for code that a model wrote; such code never runs without one."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"there is no sandbox for code that a model wrote ({why}): on Linux, run "
+            "`apt install bubblewrap` and allow user namespaces "
+            "(`sysctl -w kernel.unprivileged_userns_clone=1`, on Ubuntu "
+            "`kernel.apparmor_restrict_unprivileged_userns=0`), in a container too"
+        )
+        self.why = why
+
+
 class QueryError(R2Error, ValueError):
     """A query that cannot be answered."""
 
@@ -161,6 +178,16 @@ class CheckpointError(R2Error):
         super().__init__(f"the checkpoint does not fit: {what}; start again on a new thread")
 
 
+class LedgerError(R2Error):
+    """The call ledger cannot be read or written; nothing is spent without it."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(
+            f"ledger {where} cannot be used ({what}): see that its place is there and can be "
+            "written, then resume the run"
+        )
+
+
 class LimitExceeded(R2Error):  # noqa: N818 - it ends a run as planned, so it is no error
     """A call was not made for it would pass a limit; the graph turns this into `stop_reason`."""
 
@@ -177,6 +204,7 @@ _REMEDIES: dict[CallErrorKind, str] = {
     "auth": "the provider refused the key; check the environment variable that holds it",
     "bad_request": "the provider refused the request; check the model name and its settings",
     "server": "the provider failed or could not be reached; try again later",
+    "unavailable": "it failed too often of late and is left alone for a while; try again later",
     "empty": "the reply held no text; raise `max_output_tokens`, or use another model",
     "other": "an unexpected error; run `r2graph pool check`",
 }

@@ -14,10 +14,13 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.store.base import BaseStore
 from langgraph.types import Checkpointer, Command
+from pydantic import ValidationError
 
 from r2graph.allocate import Allocator, CheapestFirst
+from r2graph.checkpoints import strict
 from r2graph.decompose import Decomposer, PromptedDecomposer, SingleDecomposer
-from r2graph.errors import ConfigError
+from r2graph.errors import ConfigError, first_fault
+from r2graph.ledger import Budget, Ledger
 from r2graph.limits import Limits
 from r2graph.nodes import RUN_KEY, allocate, decompose, execute_node, flow_node, verify
 from r2graph.outcome_cache import OutcomeCache
@@ -105,6 +108,8 @@ def create_r2_graph(
     quality: float = 0.9,
     budget_usd: Decimal | float | str | None = None,
     limits: Limits | None = None,
+    pool_budget: Budget | Decimal | float | str | None = None,
+    ledger: Ledger | str | Path | None = None,
     outcomes: OutcomeCache | None = None,
     local_only: bool = False,
     pools: Mapping[str, ModelPool] | None = None,
@@ -119,8 +124,13 @@ def create_r2_graph(
     `verifier` (of steps) replace the router's; without a router a prompted decomposer plans, steps
     start on the cheapest member and move up when confidence and a stronger member reject them.
     `answer_verifier` judges the whole answer. `quality` (0 to 1), `budget_usd` (dollars), `limits`
-    and one of the other `pools`, by name, can be set per run with `context={…}`. What is in
-    `outcomes` is not asked of a model again, and is billed as if it were.
+    and one of the other `pools`, by name, can be set per run with `context={…}`.
+
+    `pool_budget` is what all runs together may spend, in all or in each period. `ledger` (an SQLite
+    file, or a `postgresql://` URL) records each call before it is made and each reply before it is
+    used: a run that is resumed after a crash buys no recorded reply again, and processes that share
+    a ledger share the pool's budget. What is in `outcomes` is not asked of a model again, and is
+    billed as if it were.
 
     The result has the keys of `R2Output`. Raises `ConfigError` and its kind here, and `R2Error`s
     when run; what a failed run had cost is in `error.cost_usd`.
@@ -155,7 +165,8 @@ def create_r2_graph(
     builder.add_edge("decompose", "allocate")
     builder.add_edge("allocate", "execute_step")
     builder.add_edge("execute_step", "verify")
-    compiled = builder.compile(checkpointer=checkpointer, store=store, cache=cache, name=name)
+    saver = strict(checkpointer)  # so that loading a checkpoint never runs code
+    compiled = builder.compile(checkpointer=saver, store=store, cache=cache, name=name)
     defaults = Defaults(
         pool=main,
         pools=known,
@@ -163,10 +174,28 @@ def create_r2_graph(
         budget=settings.budget_usd,
         limits=limits or Limits(),
         outcomes=outcomes,
+        ledger=_ledger(ledger, pool_budget is not None),
+        pool_budget=_budget(pool_budget),
     )
     # The way in which LangGraph itself copies a compiled graph.
     fields = {key: value for key, value in vars(compiled).items() if key != "__orig_class__"}
     return R2Graph(defaults=defaults, **fields)
+
+
+def _ledger(given: Ledger | str | Path | None, needed: bool) -> Ledger | None:
+    """A budget of all runs is kept in a ledger: in memory, if the user wants none."""
+    if given is None:
+        return Ledger(":memory:") if needed else None
+    return given if isinstance(given, Ledger) else Ledger(given)
+
+
+def _budget(given: Budget | Decimal | float | str | None) -> Budget | None:
+    if given is None or isinstance(given, Budget):
+        return given
+    try:
+        return Budget(usd=given)
+    except ValidationError as error:
+        raise ConfigError(first_fault(error)) from None
 
 
 def _pool(pool: ModelPool | str | Path, local_only: bool) -> ModelPool:

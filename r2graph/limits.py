@@ -35,6 +35,8 @@ class Limits(BaseModel):
     """Seconds for the run; a resumed run gets them anew."""
     call_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
     """Seconds for one call."""
+    max_retries: Annotated[int, Field(ge=0)] = 2
+    """Further tries of a call that failed through no fault of its own (SDKs' own are off)."""
     max_output_tokens: Annotated[int, Field(gt=0)] = 1024
     """Tokens that one call may generate."""
 
@@ -104,6 +106,12 @@ class Meter:
     def release(self, ticket: int) -> None:
         """Give a reservation back: the call cost nothing."""
         self.settle(ticket, Decimal(0))
+
+    def withdraw(self, ticket: int) -> None:
+        """Give a reservation back for a call that was not made after all."""
+        self.release(ticket)
+        with self._lock:
+            self.calls -= 1
 
     def charge(self, cost: Decimal, calls: int) -> None:
         """Add what a step had used before the run was resumed."""

@@ -10,9 +10,10 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.types import Command
 
 from r2graph.bill import summarize
-from r2graph.calls import Flow, adrive, drive, flowing
+from r2graph.calls import Flow, flowing
 from r2graph.dataflow import StepResult, arun_steps, run_steps
 from r2graph.decompose import DecomposeContext, Feedback
+from r2graph.door import adrive, drive
 from r2graph.errors import LimitExceeded, ModelCallError, PlanError
 from r2graph.plan import Plan, fill, parse_json, references, render_json, single
 from r2graph.state import FeedbackRecord, R2State, Run, StepRecord, StopReason
@@ -161,7 +162,7 @@ def executed(turn: Turn, results: dict[str, StepResult]) -> Update:
 
 def verify(turn: Turn) -> Flow[Update | Command[Any]]:
     """Judge the answer: the end, or a new plan if it is rejected and rounds are left."""
-    steps, stop = turn.kept["steps"], turn.progress["stop"]
+    steps, stop = turn.steps, turn.progress["stop"]
     # What a limit leaves of a new plan is worth less than the rejected answer of an old one.
     answer = _answer(turn.plan, steps) if steps else None
     if answer is None:

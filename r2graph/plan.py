@@ -20,7 +20,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
+from hashlib import sha256
 from typing import Annotated, Any, Self
+from unicodedata import normalize
 
 from pydantic import (
     BaseModel,
@@ -39,10 +41,14 @@ MAX_PLAN_CHARS = 64_000  # of all texts together
 MAX_SUBTASK_CHARS = MAX_PLAN_CHARS  # for a long query may be the one step of its plan
 MAX_PLAN_BYTES = 2**20  # no valid plan is longer in any form, even with every character escaped
 MAX_REFERENCES = 64  # in one text: filling them in must not blow a prompt up
+MAX_FILLED_CHARS = 2**20  # of a text with outputs filled in, which hold outputs in their turn
+MAX_FAULTS = 100  # listing the faults of a bad plan costs more than finding them
 
 _REFERENCE = re.compile(r"\{(s[0-9]+)\}")
 _LINE = re.compile(r"(?P<id>s[0-9]+)(?: \(after (?P<after>s[0-9]+(?:, s[0-9]+)*)\))?: (?P<text>.+)")
 _ANSWER = "answer: "
+_NUMBER = re.compile(r"[-+]?[0-9]+(?:[.,][0-9]+)*")
+_TAG = re.compile(r"<[^\w<]*/|<[^\W\d]")  # an end or a beginning, however it is spaced
 
 StepId = Annotated[str, Field(pattern=r"^s[1-9][0-9]?$")]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_SUBTASK_CHARS)]
@@ -53,16 +59,55 @@ def references(text: str) -> list[str]:
     return list(dict.fromkeys(_REFERENCE.findall(text)))
 
 
-def fill(template: str, outputs: Mapping[str, str]) -> str:
+def fence(tag: str, text: str) -> str:
+    """`text` between tags that do not occur in it: what is inside cannot say that it is over.
+
+    `<s1>Oslo</s1>`; where the text has tags of its own, a digest of it makes ours another:
+    `<s1-9f86d081>`. The same text always has the same fence, so a prompt has one cache key.
+    """
+    digest = ""
+    while digest in text if digest else _TAG.search(normalize("NFKD", text)):
+        digest = "-" + sha256((digest + text).encode(errors="replace")).hexdigest()[:8]
+    space = "\n" if "\n" in text else ""
+    return f"<{tag}{digest}>{space}{text}{space}</{tag}{digest}>"
+
+
+class Filled(str):
+    """A template with outputs in the places of its references, which knows them apart."""
+
+    __slots__ = ("outputs", "template")
+
+    template: str
+    outputs: Mapping[str, str]
+
+    @property
+    def fenced(self) -> str:
+        """The same with each output in a fence; a number is no instruction and stands bare."""
+        return _REFERENCE.sub(lambda match: self._fenced(match[1]), self.template)
+
+    def _fenced(self, step: str) -> str:
+        output = self.outputs[step]
+        return output if _NUMBER.fullmatch(output) else fence(step, output)
+
+
+def fill(template: str, outputs: Mapping[str, str]) -> Filled:
     """Replace each reference in `template` by that step's output.
 
     A single pass of plain substitution: an output that itself holds `{s1}` is a value and is never
-    expanded. Raises `PlanError` if an output is missing.
+    expanded. Raises `PlanError` if an output is missing, or if the outputs, which repeat what was
+    filled in for them, have grown too long: to cut one off unseen would falsify the answer.
     """
-    missing = [step for step in references(template) if step not in outputs]
-    if missing:
-        raise PlanError(f"step {missing[0]} has no output to fill in: run it first")
-    return _REFERENCE.sub(lambda match: outputs[match[1]], template)
+    used = _REFERENCE.findall(template)
+    if missing := next((step for step in used if step not in outputs), None):
+        raise PlanError(f"step {missing} has no output to fill in: run it first")
+    if len(template) + sum(len(outputs[step]) for step in used) > MAX_FILLED_CHARS:
+        raise PlanError(
+            f"a text has more than {MAX_FILLED_CHARS} characters once outputs are filled in: "
+            "lower `max_output_tokens`"
+        )
+    filled = Filled(_REFERENCE.sub(lambda match: outputs[match[1]], template))
+    filled.template, filled.outputs = template, {step: outputs[step] for step in used}
+    return filled
 
 
 class Subtask(BaseModel):
@@ -73,7 +118,7 @@ class Subtask(BaseModel):
     id: StepId
     text: Text
     depends_on: Annotated[
-        tuple[StepId, ...], Field(max_length=MAX_SUBTASKS, validate_default=True)
+        tuple[StepId, ...], Field(max_length=MAX_SUBTASKS, validate_default=True, fail_fast=True)
     ] = ()
 
     @field_validator("text")
@@ -93,7 +138,9 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    subtasks: Annotated[tuple[Subtask, ...], Field(min_length=1, max_length=MAX_SUBTASKS)]
+    subtasks: Annotated[
+        tuple[Subtask, ...], Field(min_length=1, max_length=MAX_SUBTASKS, fail_fast=True)
+    ]
     answer: Text | None = None
 
     @field_validator("answer")
@@ -190,11 +237,23 @@ def parse_json(source: object) -> Plan:
     """Read the JSON form: a decoded object, or JSON as text or UTF-8 bytes."""
     if isinstance(source, str | bytes):
         text = _decoded(source)
+        # Most of the time would go into collecting empty lists; texts may hold brackets.
+        if text.count("[") + text.count("{") > MAX_PLAN_CHARS + MAX_FAULTS:
+            raise PlanError("the plan has more lists and objects than a plan has")
         try:
-            source = json.loads(text)
+            source = json.loads(text, object_pairs_hook=_object)
+        except PlanError:
+            raise
         except (ValueError, RecursionError):
             raise PlanError("the plan is not JSON") from None
     return _validated(source)
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object with each key once: of two values, readers would differ on which one counts."""
+    if len(pairs) > MAX_FAULTS or len(found := dict(pairs)) < len(pairs):
+        raise PlanError("an object of the plan has a key twice, or too many keys")
+    return found
 
 
 def render_json(plan: Plan) -> dict[str, Any]:
@@ -223,6 +282,8 @@ def _validated(data: object) -> Plan:
 
 def _reason(error: ValidationError) -> str:
     """The first problem in words that hold nothing of the input but step ids and field names."""
+    if error.error_count() > MAX_FAULTS:
+        return f"it has more than {MAX_FAULTS} faults"
     first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "extra_forbidden":
         return "it has an unknown key"

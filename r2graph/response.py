@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TypedDict
 
 from langchain_core.messages import AIMessage
@@ -71,13 +74,56 @@ def failure_kind(error: Exception) -> CallErrorKind:
     """What happened, by status code or class; the text of the error is not looked at."""
     if isinstance(error, R2Error):  # of a local model: a prompt that it cannot take
         return "bad_request"
+    if (status := _status(error)) is not None:
+        default: CallErrorKind = "server" if status >= 500 else "bad_request"
+        return _KIND_OF_STATUS.get(status, default)
+    if "Timeout" in _names(error):
+        return "timeout"
+    return "server" if "Connect" in _names(error) else "other"
+
+
+def _status(error: Exception) -> int | None:
     status = getattr(error, "status_code", None)
     if status is None:
         status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(status, int):
-        default: CallErrorKind = "server" if status >= 500 else "bad_request"
-        return _KIND_OF_STATUS.get(status, default)
-    names = " ".join(kind.__name__ for kind in type(error).__mro__)
-    if "Timeout" in names:
-        return "timeout"
-    return "server" if "Connect" in names else "other"
+    return status if isinstance(status, int) else None
+
+
+def _names(error: BaseException | None) -> str:
+    return " ".join(kind.__name__ for kind in type(error).__mro__)
+
+
+def may_be_billed(error: Exception) -> bool:
+    """Whether a failed call may have been answered, and billed, for all we know.
+
+    Not if the provider says that it failed, nor if it was never reached.
+    """
+    if isinstance(error, R2Error):
+        return False
+    status = _status(error)
+    if status is not None:
+        return _KIND_OF_STATUS.get(status) == "timeout"
+    causes = (error, error.__cause__, error.__context__)
+    return not any("Connect" in name or "Refused" in name for name in map(_names, causes))
+
+
+def retry_after_s(error: Exception) -> float | None:
+    """How long the provider asks to wait (`Retry-After`: seconds, or a date), if it does."""
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    try:
+        value = str(headers["retry-after"])  # type: ignore[index]
+    except (KeyError, TypeError):
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = _until(value)
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _until(date: str) -> float:
+    try:
+        when = parsedate_to_datetime(date)
+    except ValueError:
+        return math.nan
+    return (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()

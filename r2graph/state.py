@@ -18,10 +18,11 @@ from typing import Annotated, Any, Literal, NotRequired
 from langchain_core.messages import AnyMessage, BaseMessage, HumanMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
 from langgraph.graph.message import add_messages
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic, for servers' schemas, wants this one
 
 from r2graph.allocate import QUALITY_LEVELS
+from r2graph.breaker import Health
 from r2graph.calls import Entry
 from r2graph.errors import (
     CheckpointError,
@@ -32,6 +33,7 @@ from r2graph.errors import (
     UnknownModelError,
     first_fault,
 )
+from r2graph.ledger import Budget, Ledger
 from r2graph.limits import Limits
 from r2graph.outcome_cache import OutcomeCache
 from r2graph.pool import ModelPool
@@ -43,6 +45,7 @@ StopReason = Literal[
     "attempts",  # a step failed its check on every model it was tried on
     "rounds",  # the answer was rejected, and no further plan is allowed or to be had
     "budget",  # the next call could have passed `budget_usd`
+    "pool_budget",  # the next call could have passed the budget of all runs together
     "deadline",  # `deadline_s` is over
     "calls",  # `max_calls` were made
 ]
@@ -110,7 +113,7 @@ class Progress(TypedDict):
     """Where a turn stands; belongs to the run whose id it bears."""
 
     run_id: str
-    round: int
+    round: Annotated[int, Field(ge=0)]
     feedback: list[FeedbackRecord]
     stop: StopReason | None
 
@@ -169,6 +172,15 @@ class R2State(R2Output):
     bill: list[Entry]
 
 
+class Asked(TypedDict):
+    """What a turn is about; every node finds it in the state."""
+
+    query: str
+    messages: list[InstanceOf[BaseMessage]]
+    run_id: str
+    answer: NotRequired[str]
+
+
 class Kept(TypedDict):
     """What nodes hand to later nodes, and others may have edited on the way."""
 
@@ -178,7 +190,16 @@ class Kept(TypedDict):
     bill: list[Entry]
 
 
+_ASKED = TypeAdapter(Asked)
 _KEPT = TypeAdapter(Kept)
+
+
+def check_asked(state: Mapping[str, Any]) -> None:
+    """Raise `CheckpointError` if what the turn is about is not of the right form."""
+    try:
+        _ASKED.validate_python(state)
+    except ValidationError as error:
+        raise CheckpointError(first_fault(error)) from None
 
 
 def read_kept(state: Mapping[str, Any]) -> Kept:
@@ -222,7 +243,10 @@ class Run:
     quality: float
     budget: Decimal | None
     limits: Limits
+    health: Health
     outcomes: OutcomeCache | None = None
+    ledger: Ledger | None = None
+    pool_budget: Budget | None = None
     started: float = field(default_factory=time.monotonic)
     gate: BoundedSemaphore | None = None
     agate: asyncio.Semaphore | None = None
@@ -238,6 +262,10 @@ class Defaults:
     budget: Decimal | None
     limits: Limits
     outcomes: OutcomeCache | None = None
+    ledger: Ledger | None = None
+    pool_budget: Budget | None = None
+    health: dict[str, Health] = field(default_factory=dict)
+    """Of each pool, by name."""
 
     def run(self, context: RunContext, max_concurrency: int | None) -> Run:
         """One invocation's settings; `max_concurrency` bounds the calls it makes at once."""
@@ -247,12 +275,16 @@ class Defaults:
             limits = limits.model_copy(
                 update={name: getattr(context.limits, name) for name in given}
             )
+        pool = self.pool if context.pool is None else self._named(context.pool)
         return Run(
-            pool=self.pool if context.pool is None else self._named(context.pool),
+            pool=pool,
+            health=self.health.setdefault(pool.name, Health(pool.names)),
             quality=self.quality if context.quality is None else context.quality,
             budget=self.budget if context.budget_usd is None else context.budget_usd,
             limits=limits,
             outcomes=self.outcomes,
+            ledger=self.ledger,
+            pool_budget=self.pool_budget,
             gate=BoundedSemaphore(max_concurrency) if max_concurrency else None,
             agate=asyncio.Semaphore(max_concurrency) if max_concurrency else None,
         )

@@ -18,6 +18,7 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from r2graph.allocate import QUALITY_LEVELS, quality_level
 from r2graph.calls import Flow, ModelCall, Reply, flowing
 from r2graph.errors import ConfigError, ModelCallError
+from r2graph.plan import fence
 from r2graph.pool import ModelPool, ModelSpec
 
 
@@ -144,7 +145,7 @@ class JudgeVerifier(Verifier):
 
 
 def _judged(judge: ModelSpec, attempt: Attempt) -> Flow[Verdict]:
-    shown = f"<task>\n{attempt.task}\n</task>\n<answer>\n{attempt.output}\n</answer>"
+    shown = f"{fence('task', attempt.task)}\n{fence('answer', attempt.output)}"
     messages = [SystemMessage(JUDGE_INSTRUCTIONS), HumanMessage(shown)]
     try:
         reply = yield ModelCall("verifier", judge, messages, step=attempt.step)

@@ -12,7 +12,8 @@ import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 
-from r2graph.calls import Door, Flow, ModelCall, Reply, adrive, ask, drive, flowing, worst_usage
+from r2graph.calls import Flow, ModelCall, Reply, ask, flowing, worst_usage
+from r2graph.door import Door, adrive, drive
 from r2graph.errors import ConfigError, LimitExceeded, MissingKeyError, ModelCallError
 from r2graph.limits import Limits, Meter
 from r2graph.pool import ModelSpec
@@ -131,7 +132,7 @@ def unbuildable() -> ModelSpec:
 
 
 async def test_a_failed_call_gives_its_reservation_back(run: Drive) -> None:
-    through = door(2_000)
+    through = door(2_000, max_retries=0)
     with pytest.raises(ModelCallError):
         await run(once(call(scripted(ProviderError(500)))), through)
     assert through.meter.left_usd == 2_000

@@ -63,7 +63,7 @@ def worst_cost(calls: list[ModelCall]) -> Decimal:
 
 def _ask(call: ModelCall) -> str:
     """Make a call and say how it went; raises the error it ends in."""
-    from r2graph.calls import Door
+    from r2graph.door import Door
     from r2graph.errors import ModelCallError
     from r2graph.limits import Limits, Meter
     from r2graph.pricing import to_text

@@ -11,7 +11,8 @@ from typing import Protocol, cast
 from langchain_core.messages import HumanMessage
 
 from r2graph.allocate import AllocateContext, Allocator, Choice
-from r2graph.calls import Door, ModelCall
+from r2graph.calls import ModelCall
+from r2graph.door import Door
 from r2graph.errors import ModelCallError, PlanError
 from r2graph.evaluation.replies import charge_cpu
 from r2graph.graph import R2Graph

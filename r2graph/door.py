@@ -1,0 +1,433 @@
+"""The one place that calls models: within limits, in time, on the bill, with errors of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+from itertools import count
+from random import uniform
+from typing import Any, cast
+
+from langchain_core.messages import AIMessage
+
+from r2graph.breaker import Health
+from r2graph.calls import Entry, Flow, Mark, ModelCall, Reply, T, worst_usage
+from r2graph.errors import CallErrorKind, ConfigError, LimitExceeded, ModelCallError, R2Error
+from r2graph.ledger import Budget, Ledger, Line, Page
+from r2graph.limits import Limits, Meter
+from r2graph.outcome_cache import OutcomeCache
+from r2graph.pricing import Usage, to_text
+from r2graph.request import Request, content
+from r2graph.response import (
+    RESPONSE_FORMAT,
+    Response,
+    failure_kind,
+    may_be_billed,
+    read,
+    retry_after_s,
+)
+
+RETRIED: frozenset[CallErrorKind] = frozenset({"rate_limit", "server"})  # no answer costs time
+OF_THE_CALL: frozenset[CallErrorKind] = frozenset({"bad_request"})  # says nothing of the member
+PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0  # before the first retry at most, doubled for each further one
+POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """A ledger, and which run and round of it this door's calls belong to."""
+
+    ledger: Ledger
+    run: str
+    round: int = 0
+    budget: Budget | None = None
+    """Of all runs together."""
+
+
+# What the door's work, a generator as flows are, asks for: it is the same for sync and async.
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """Work on the ledger."""
+
+    work: Callable[[], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Send:
+    """A request; the answer is the message, or the error that the chat model raised."""
+
+    request: Request
+    timeout_s: float
+
+
+_Act = _Wait | _Write | _Send
+_Acts = Generator[_Act, Any, T]
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    kind: CallErrorKind
+    retry_after_s: float | None = None
+
+
+class _Attempt:
+    """One try of a call: what it holds until it is settled."""
+
+    def __init__(self, call: ModelCall, limits: Limits, page: Page | None) -> None:
+        self.call = call
+        self.page = page
+        self.request = Request(call, limits.max_output_tokens)
+        self.ticket: int | None = None
+        """Of the reservation on the run's meter."""
+        self.number = 0
+        """Of the try in the ledger, from 1; 0 before the intent is there."""
+        self.earlier: Sequence[Line] = ()
+        self.is_sent = False
+        self.is_settled = False
+
+    def intend(self) -> bool:
+        """Enter it in the ledger; kept here, for whoever asked may be gone by then."""
+        assert self.page is not None
+        earlier = self.page.intend(self.request.worst_cost)
+        if earlier is None:
+            return False
+        self.earlier, self.number = earlier, len(earlier) + 1
+        return True
+
+
+class Door:
+    """Makes calls: ledger (paid for in this run), then outcome cache, then the model.
+
+    Failed calls are tried again within `limits.max_retries` and what `health` allows. `gate`, a
+    semaphore, bounds how many calls run at once. What `outcomes` has is not called for again, yet
+    billed and limited as if it were: a run costs the same with and without a cache.
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        gate: AbstractContextManager[Any] | None = None,
+        agate: AbstractAsyncContextManager[Any] | None = None,
+        *,
+        outcomes: OutcomeCache | None = None,
+        health: Health | None = None,
+        books: Books | None = None,
+    ) -> None:
+        self.meter = meter
+        self.bill: list[Entry] = []
+        self._gate = gate or nullcontext()
+        self._agate = agate or nullcontext()
+        self._outcomes = outcomes
+        self._health = health or Health(())
+        self._books = books
+        self._limits = meter.limits
+        self._made: dict[str, int] = {}
+
+    def call(self, call: ModelCall) -> Reply:
+        """Make one call. Raises `ModelCallError`, `LimitExceeded`, `ConfigError`, `LedgerError`."""
+        with closing(self._answered(call)) as acts:
+            done = None
+            while True:
+                try:
+                    act = acts.send(done)
+                except StopIteration as end:
+                    return cast(Reply, end.value)
+                done = self._do(act)
+
+    async def acall(self, call: ModelCall) -> Reply:
+        """As `call`."""
+        with closing(self._answered(call)) as acts:
+            done = None
+            while True:
+                try:
+                    act = acts.send(done)
+                except StopIteration as end:
+                    return cast(Reply, end.value)
+                done = await self._ado(act)
+
+    def _do(self, act: _Act) -> Any:
+        match act:
+            case _Wait(seconds):
+                time.sleep(seconds)
+                return None
+            case _Write(work):
+                return work()
+            case _Send(request, timeout_s):
+                with self._gate:
+                    try:
+                        return request.invoke(timeout_s)
+                    except Exception as error:  # noqa: BLE001 - any provider's
+                        return error
+
+    async def _ado(self, act: _Act) -> Any:
+        match act:
+            case _Wait(seconds):
+                return await asyncio.sleep(seconds)
+            case _Write(work):
+                # Whoever is cancelled meanwhile waits: what was begun has to be known to be undone.
+                writing = asyncio.ensure_future(asyncio.to_thread(work))
+                try:
+                    return await asyncio.shield(writing)
+                except asyncio.CancelledError:
+                    await asyncio.wait([writing])
+                    raise
+            case _Send(request, timeout_s):
+                async with self._agate:
+                    try:
+                        return await request.ainvoke(timeout_s)
+                    except Exception as error:  # noqa: BLE001
+                        return error
+
+    def _answered(self, call: ModelCall) -> _Acts[Reply]:
+        """The one retry loop."""
+        page = self._page(call)
+        billed: set[int] = set()  # tries of this call
+        for attempt in count(1):
+            if page is not None and (found := (yield from self._found(call, page, billed))):
+                return found
+            if attempt == 1 and (known := self._recall(call)) is not None:
+                return known
+            outcome = yield from self._tried(_Attempt(call, self._limits, page), billed)
+            if isinstance(outcome, Reply):
+                return outcome
+            if outcome is None:  # another process has sent it
+                yield _Wait(POLL_S)
+                continue
+            pause = self._pause(call, outcome, attempt)
+            if pause is None:
+                raise ModelCallError(call.spec.name, outcome.kind)
+            yield _Wait(pause)
+        raise AssertionError  # `count` has no end
+
+    def _found(self, call: ModelCall, page: Page, billed: set[int]) -> _Acts[Reply | None]:
+        """The reply that this run has paid for already."""
+        lines: list[Line] = yield _Write(page.lines)
+        if not lines or lines[-1].reply is None:
+            return None
+        self._catch_up(call, lines[:-1], billed)
+        response, cost = cast(Response, lines[-1].reply), lines[-1].usd
+        self.meter.charge(cost, 1)
+        usage = _usage(response)
+        self._enter(call, usage, cost, ok=True)
+        return _reply(call, response, usage, cost)
+
+    def _recall(self, call: ModelCall) -> Reply | None:
+        """The reply that such a call once had, if it was kept."""
+        if self._outcomes is None or (kept := self._outcomes.get(self._key(call))) is None:
+            return None
+        response = cast(Response, kept)
+        usage = _usage(response)
+        cost = call.spec.price.cost(usage)
+        ticket = self.meter.reserve(
+            call.spec.price.cost(worst_usage(call, self._limits.max_output_tokens))
+        )
+        self.meter.settle(ticket, cost)
+        self._enter(call, usage, cost, ok=True, mark="cached")
+        return _reply(call, response, usage, cost)
+
+    def _tried(self, attempt: _Attempt, billed: set[int]) -> _Acts[Reply | _Failure | None]:
+        """Send the call once; `None` if another process has."""
+        call = attempt.call
+        if not self._health.admit(call.spec.name):
+            return _Failure("unavailable")
+        try:
+            attempt.ticket = self.meter.reserve(attempt.request.worst_cost)
+            if attempt.page is not None:
+                if not (yield _Write(attempt.intend)):
+                    return None
+                self._catch_up(call, attempt.earlier, billed)
+                billed.add(attempt.number)
+            attempt.is_sent = True
+            timeout_s = min(self._limits.call_timeout_s, self.meter.left_s)
+            answer = yield _Send(attempt.request, timeout_s)
+            attempt.is_settled = True
+        finally:
+            if not attempt.is_settled:
+                self._abandon(attempt)
+        if isinstance(answer, Exception):
+            return (yield from self._failed(attempt, answer))
+        return (yield from self._accepted(attempt, answer))
+
+    def _abandon(self, attempt: _Attempt) -> None:
+        """Give back what a call holds that was not sent, or whose answer nobody waits for.
+
+        Not a step of the generator: it may be closing.
+        """
+        self._health.withdraw(attempt.call.spec.name)
+        if attempt.is_sent:  # it may be answered, and billed, for all we know
+            self._settle(attempt, attempt.request.worst_usage, attempt.request.worst_cost, ok=False)
+        elif attempt.ticket is not None:
+            self.meter.withdraw(attempt.ticket)
+        if attempt.page is not None and attempt.number:
+            if attempt.is_sent:
+                attempt.page.doubt(attempt.number)
+            else:
+                attempt.page.fail(attempt.number, Decimal(0), "not sent")
+
+    def _accepted(self, attempt: _Attempt, message: AIMessage) -> _Acts[Reply]:
+        """Settle a call that was answered, and keep the response."""
+        call, request = attempt.call, attempt.request
+        counted = message.usage_metadata is not None
+        response = read(
+            message, request.seconds, request.worst_usage, is_json=call.schema is not None
+        )
+        usage = _usage(response)
+        cost = call.spec.price.cost(usage)
+        self._health.succeed(call.spec.name)
+        self._settle(attempt, usage, cost, ok=True, estimated=not counted)
+        if attempt.page is not None:
+            yield _Write(partial(attempt.page.reply, attempt.number, cost, response))
+        if self._outcomes is not None and counted:
+            call.spec.identify()  # its files may have changed before they were loaded
+            self._outcomes.put(self._key(call), response)
+        return _reply(call, response, usage, cost)
+
+    def _failed(self, attempt: _Attempt, error: Exception) -> _Acts[_Failure]:
+        """Enter a failed call in the books. Raises the error if it is one of the set-up."""
+        call, request = attempt.call, attempt.request
+        kind = failure_kind(error)
+        cost = request.worst_cost if may_be_billed(error) else Decimal(0)
+        usage = request.worst_usage if cost else Usage()
+        if kind in OF_THE_CALL or isinstance(error, ConfigError):
+            self._health.withdraw(call.spec.name)
+        else:
+            self._health.fail(call.spec.name)
+        if isinstance(error, ConfigError):
+            self.meter.release(attempt.ticket or 0)
+        else:
+            self._settle(attempt, usage, cost, ok=False, estimated=cost > 0)
+        if attempt.page is not None:
+            yield _Write(partial(attempt.page.fail, attempt.number, cost, kind))
+        if isinstance(error, ConfigError):
+            raise error
+        if kind == "timeout" and self.meter.left_s <= 0:
+            raise LimitExceeded("deadline")
+        return _Failure(kind, retry_after_s(error))
+
+    def _pause(self, call: ModelCall, failure: _Failure, attempt: int) -> float | None:
+        """How long to wait before the call is tried again; `None` if it is not."""
+        name = call.spec.name
+        if failure.kind not in RETRIED or attempt > self._limits.max_retries:
+            return None
+        pause = uniform(0, min(LONGEST_PAUSE_S, PAUSE_S * 2 ** (attempt - 1)))
+        if failure.retry_after_s is not None:  # all who were sent away should not be back at once
+            pause = failure.retry_after_s + pause / 10
+        longest = LONGEST_PAUSE_S if self._health.has_other(name) else self.meter.left_s
+        if pause >= min(longest, self.meter.left_s) or self._health.is_open(name):
+            return None
+        return pause if self._health.may_retry() else None
+
+    def _catch_up(self, call: ModelCall, lines: Sequence[Line], billed: set[int]) -> None:
+        """Put tries on the bill that were made before the run was resumed, or elsewhere."""
+        for number, line in enumerate(lines, start=1):
+            if number not in billed:
+                billed.add(number)
+                self.meter.charge(line.usd, 1)
+                self._enter(
+                    call, Usage(), line.usd, ok=False, mark="estimated" if line.usd else None
+                )
+
+    def _settle(
+        self, attempt: _Attempt, usage: Usage, cost: Decimal, *, ok: bool, estimated: bool = True
+    ) -> None:
+        self.meter.settle(cast(int, attempt.ticket), cost)
+        self._enter(attempt.call, usage, cost, ok=ok, mark="estimated" if estimated else None)
+
+    def _enter(
+        self, call: ModelCall, usage: Usage, cost: Decimal, *, ok: bool, mark: Mark | None = None
+    ) -> None:
+        entry = Entry(
+            role=call.role,
+            member=call.spec.name,
+            step=call.step,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cost_usd=to_text(cost),
+            local=call.spec.is_local,
+            ok=ok,
+        )
+        if mark is not None:
+            entry[mark] = True
+        self.bill.append(entry)
+
+    def _key(self, call: ModelCall) -> list[object]:
+        """The outcome cache's key: all that a reply hangs on."""
+        model = [call.spec.name, call.spec.identity]
+        return [
+            RESPONSE_FORMAT,
+            *model,
+            *content(call, self._limits.max_output_tokens),
+            call.sample,
+        ]
+
+    def _page(self, call: ModelCall) -> Page | None:
+        """Where the call stands in the ledger, if there is one."""
+        if self._books is None:
+            return None
+        books = self._books
+        request = [books.round, call.sample, *content(call, self._limits.max_output_tokens)]
+        alike = json.dumps([call.role, call.spec.name, call.step, request], default=repr)
+        self._made[alike] = self._made.get(alike, 0) + 1  # a retry of ours is a try of one page
+        request.append(self._made[alike])
+        names = call.role, call.spec.name, call.step
+        return books.ledger.page(books.run, *names, request, books.budget)
+
+
+def _usage(response: Response) -> Usage:
+    return Usage(input_tokens=response["input_tokens"], output_tokens=response["output_tokens"])
+
+
+def _reply(call: ModelCall, response: Response, usage: Usage, cost: Decimal) -> Reply:
+    return Reply(
+        text=response["text"],
+        member=call.spec.name,
+        usage=usage,
+        cost=cost,
+        seconds=response["seconds"],
+        truncated=response["truncated"],
+        mean_logprob=response["mean_logprob"],
+        top_logprobs=response["top_logprobs"] if call.top_logprobs else (),
+    )
+
+
+def drive(flow: Flow[T], door: Door) -> T:
+    """Run a flow to its result; errors of a call are raised inside the flow."""
+    try:
+        call = next(flow)
+        while True:
+            try:
+                reply = door.call(call)
+            except R2Error as error:
+                call = flow.throw(error)
+            else:
+                call = flow.send(reply)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+async def adrive(flow: Flow[T], door: Door) -> T:
+    """As `drive`."""
+    try:
+        call = next(flow)
+        while True:
+            try:
+                reply = await door.acall(call)
+            except R2Error as error:
+                call = flow.throw(error)
+            else:
+                call = flow.send(reply)
+    except StopIteration as end:
+        result: T = end.value
+        return result

@@ -1,0 +1,79 @@
+"""The ledger's database in PostgreSQL, for many processes on many machines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import Any
+from uuid import uuid4
+
+from r2graph.errors import LedgerError, MissingExtraError
+from r2graph.ledger.database import TABLES, Connection
+
+CONNECTIONS = 4
+PATIENCE_S = 30.0
+_NAME = "the ledger's PostgreSQL database"  # its URL may hold a password
+
+
+class PostgresDatabase:
+    """A small pool of connections; each process holds an advisory lock on one more."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            import psycopg
+            from psycopg_pool import ConnectionPool
+        except ImportError:
+            raise MissingExtraError("a ledger in PostgreSQL", "postgres") from None
+        self._error = psycopg.Error
+        self.owner = uuid4().hex
+        with self._told():
+            self._presence = psycopg.connect(url, autocommit=True)
+            self._presence.execute("SELECT pg_advisory_lock(%s)", (_number(self.owner),))
+            with self._presence.transaction():
+                # One process alone makes the tables: `IF NOT EXISTS` is not safe in a race.
+                self._presence.execute("SELECT pg_advisory_xact_lock(%s)", (_number("tables"),))
+                for table in TABLES:
+                    self._presence.execute(table)
+            self._pool = ConnectionPool(
+                url, min_size=1, max_size=CONNECTIONS, timeout=PATIENCE_S, open=True
+            )
+
+    @contextmanager
+    def transaction(self, *, write: bool = True) -> Iterator[Connection]:
+        with self._told(), self._pool.connection() as connection:
+            yield _Marked(connection)
+
+    def is_gone(self, connection: Connection, owner: str) -> bool:
+        if owner == self.owner:
+            return False
+        query = "SELECT pg_try_advisory_xact_lock(?)"
+        gone: bool = connection.execute(query, (_number(owner),)).fetchone()[0]
+        return gone
+
+    def close(self) -> None:
+        self._pool.close()
+        self._presence.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """PostgreSQL's errors in our words: theirs may quote values, and where the server is."""
+        try:
+            yield
+        except (self._error, TimeoutError) as error:
+            raise LedgerError(_NAME, type(error).__name__) from None
+
+
+class _Marked:
+    """A connection whose queries mark their values with `?`."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def execute(self, query: str, values: Sequence[Any] = ()) -> Any:
+        return self._connection.execute(query.replace("?", "%s"), values)
+
+
+def _number(name: str) -> int:
+    """The advisory lock of a name: a signed 64-bit number."""
+    return int.from_bytes(sha256(f"r2graph {name}".encode()).digest()[:8], "big", signed=True)
