@@ -51,6 +51,8 @@ class Allocator(Protocol):
     """Whether to ask again for a single step once outputs have been filled into its text."""
     n_slots: int = N_SLOTS
     """How many capability slots its choices speak of."""
+    moves: bool = True
+    """Whether a step without any output moves down too, when all above it are down."""
 
     def allocate(
         self, steps: Sequence[Subtask], context: AllocateContext
@@ -83,6 +85,8 @@ class StrongestAllocator(Allocator):
 class FixedAllocator(Allocator):
     """Gives every step to one member, or each step to its own, by id; never moves a step."""
 
+    moves = False
+
     def __init__(self, member: str | Mapping[str, str]) -> None:
         self.member = member
 
@@ -102,6 +106,8 @@ class FixedAllocator(Allocator):
 
 class RandomAllocator(Allocator):
     """Draws a member for each step, the same for the same seed and query; never moves a step."""
+
+    moves = False
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

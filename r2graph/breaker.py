@@ -18,13 +18,29 @@ RETRY_SHARE = 0.3  # of the pool's calls of late
 RETRY_BURST = 3  # whatever the share
 
 
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Leave to send one call; `succeed`, `fail` or `withdraw` takes it back."""
+
+    member: str
+    number: int
+    """Calls are numbered as they are sent."""
+    is_probe: bool
+    """Whether it is the call that a resting member is tried with."""
+
+
 @dataclass
 class _Breaker:
     """What one member's calls have come to."""
 
+    sent: int = 0
     in_a_row: int = 0
+    failing_from: int = 0
+    """The number of the first call, as they were sent, that failed of those in a row."""
     recent: deque[tuple[float, bool]] = field(default_factory=deque)
     """When a call ended, and whether it failed; no older than the window."""
+    failed: int = 0
+    """Of the recent ones."""
     rests: int = 0
     """How often in a row it opened."""
     closed_until: float = 0.0
@@ -38,6 +54,7 @@ class Health:
 
     A breaker opens at five failures in a row, or when more than half of at least ten calls within
     30 s failed, for 30 s times the number of openings in a row; then one call at a time probes it.
+    Errors arrive before answers do: an answer to what was sent after the failures began closes it.
     The last member whose breaker is closed keeps it closed: a pool always has someone to ask.
     Retries are bounded to 30 % of the pool's calls of late, so that they cannot make an outage
     worse. Safe to share between threads. `clock` counts seconds.
@@ -53,42 +70,55 @@ class Health:
         self._counted = clock()
         self._lock = Lock()
 
-    def admit(self, member: str) -> bool:
-        """Whether a call may be sent; after a yes comes `succeed`, `fail` or `withdraw`."""
+    def admit(self, member: str) -> Pass | None:
+        """Leave to send a call; `None`: the member is left alone."""
         with self._lock:
             breaker = self._breaker(member)
             if breaker.is_open:
                 if breaker.probing or self._clock() < breaker.closed_until:
-                    return False
+                    return None
                 breaker.probing = True
-            self._decay()
-            self._calls += 1
-            return True
+            breaker.sent += 1
+            return Pass(member, breaker.sent, is_probe=breaker.is_open)
 
-    def succeed(self, member: str) -> None:
+    def succeed(self, leave: Pass) -> None:
         """The call was answered."""
         with self._lock:
-            breaker = self._breaker(member)
-            if breaker.is_open:  # what failed before the rest says nothing any more
+            breaker = self._breaker(leave.member)
+            if leave.is_probe:  # what failed before the rest says nothing any more
                 breaker.recent.clear()
-            breaker.in_a_row = breaker.rests = 0
-            breaker.is_open = breaker.probing = False
+                breaker.failed = 0
+                breaker.is_open = breaker.probing = False
             self._record(breaker, failed=False)
+            if breaker.is_open and leave.number < breaker.failing_from:
+                return
+            breaker.in_a_row = 0
+            if not breaker.is_open:
+                breaker.rests = 0
+            elif not self._is_failing(breaker):
+                breaker.is_open = breaker.probing = False
+                breaker.rests -= 1
 
-    def fail(self, member: str) -> None:
+    def fail(self, leave: Pass) -> None:
         """The call failed through no fault of its own."""
         with self._lock:
-            breaker = self._breaker(member)
+            breaker = self._breaker(leave.member)
+            if breaker.in_a_row == 0:
+                breaker.failing_from = leave.number
+            elif not breaker.is_open:
+                breaker.failing_from = min(leave.number, breaker.failing_from)
             breaker.in_a_row += 1
             self._record(breaker, failed=True)
-            probed, breaker.probing = breaker.probing, False
-            if probed or (not breaker.is_open and self._is_failing(breaker)):
-                self._open(member, breaker)
+            if leave.is_probe:
+                breaker.probing = False
+            if leave.is_probe if breaker.is_open else self._is_failing(breaker):
+                self._open(leave.member, breaker)
 
-    def withdraw(self, member: str) -> None:
+    def withdraw(self, leave: Pass) -> None:
         """The call was not sent after all, or says nothing about the member."""
-        with self._lock:
-            self._breaker(member).probing = False
+        if leave.is_probe:
+            with self._lock:
+                self._breaker(leave.member).probing = False
 
     def is_open(self, member: str) -> bool:
         """Whether the member is being left alone."""
@@ -113,15 +143,17 @@ class Health:
         return self._breakers.setdefault(member, _Breaker())  # a router's modules are no members
 
     def _record(self, breaker: _Breaker, *, failed: bool) -> None:
-        now = self._clock()
-        breaker.recent.append((now, failed))
-        while breaker.recent[0][0] < now - WINDOW_S:
-            breaker.recent.popleft()
+        self._decay()
+        self._calls += 1
+        breaker.recent.append((self._counted, failed))
+        breaker.failed += failed
+        while breaker.recent[0][0] < self._counted - WINDOW_S:
+            breaker.failed -= breaker.recent.popleft()[1]
 
     def _is_failing(self, breaker: _Breaker) -> bool:
-        failed = sum(each for _, each in breaker.recent)
+        calls = len(breaker.recent)
         return breaker.in_a_row >= FAILURES_IN_A_ROW or (
-            len(breaker.recent) >= WINDOW_CALLS and failed > FAILED_SHARE * len(breaker.recent)
+            calls >= WINDOW_CALLS and breaker.failed > FAILED_SHARE * calls
         )
 
     def _open(self, member: str, breaker: _Breaker) -> None:

@@ -6,7 +6,13 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, closing, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    closing,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -16,9 +22,16 @@ from typing import Any, cast
 
 from langchain_core.messages import AIMessage
 
-from r2graph.breaker import Health
+from r2graph.breaker import Health, Pass
 from r2graph.calls import Entry, Flow, Mark, ModelCall, Reply, T, worst_usage
-from r2graph.errors import CallErrorKind, ConfigError, LimitExceeded, ModelCallError, R2Error
+from r2graph.errors import (
+    CallErrorKind,
+    ConfigError,
+    LedgerError,
+    LimitExceeded,
+    ModelCallError,
+    R2Error,
+)
 from r2graph.ledger import Budget, Ledger, Line, Page
 from r2graph.limits import Limits, Meter
 from r2graph.outcome_cache import OutcomeCache
@@ -67,8 +80,7 @@ class _Write:
 class _Send:
     """A request; the answer is the message, or the error that the chat model raised."""
 
-    request: Request
-    timeout_s: float
+    attempt: _Attempt
 
 
 _Act = _Wait | _Write | _Send
@@ -87,6 +99,8 @@ class _Attempt:
     def __init__(self, call: ModelCall, limits: Limits, page: Page | None) -> None:
         self.call = call
         self.page = page
+        self.leave: Pass | None = None
+        """Of the breaker."""
         self.request = Request(call, limits.max_output_tokens)
         self.ticket: int | None = None
         """Of the reservation on the run's meter."""
@@ -163,10 +177,11 @@ class Door:
                 return None
             case _Write(work):
                 return work()
-            case _Send(request, timeout_s):
+            case _Send(attempt):
                 with self._gate:
+                    timeout_s = self._sending(attempt)
                     try:
-                        return request.invoke(timeout_s)
+                        return attempt.request.invoke(timeout_s)
                     except Exception as error:  # noqa: BLE001 - any provider's
                         return error
 
@@ -175,24 +190,44 @@ class Door:
             case _Wait(seconds):
                 return await asyncio.sleep(seconds)
             case _Write(work):
-                # Whoever is cancelled meanwhile waits: what was begun has to be known to be undone.
-                writing = asyncio.ensure_future(asyncio.to_thread(work))
-                try:
-                    return await asyncio.shield(writing)
-                except asyncio.CancelledError:
-                    await asyncio.wait([writing])
-                    raise
-            case _Send(request, timeout_s):
+                return await self._written(work)
+            case _Send(attempt):
                 async with self._agate:
+                    timeout_s = self._sending(attempt)
                     try:
-                        return await request.ainvoke(timeout_s)
+                        return await attempt.request.ainvoke(timeout_s)
                     except Exception as error:  # noqa: BLE001
                         return error
+
+    async def _written(self, work: Callable[[], Any]) -> Any:
+        """The result of work on the ledger, done on a thread.
+
+        Whoever is cancelled meanwhile, however often, waits: what was begun has to be known to be
+        undone.
+        """
+        writers = cast(Books, self._books).ledger.writers
+        writing = asyncio.get_running_loop().run_in_executor(writers, work)
+        try:
+            return await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            while not writing.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([writing])
+            writing.exception()  # or asyncio complains that nobody has looked at it
+            raise
+
+    def _sending(self, attempt: _Attempt) -> float:
+        """From here on the call may be billed. Returns for how long it may take."""
+        if (left_s := self.meter.left_s) <= 0:  # it waited at the gate
+            raise LimitExceeded("deadline")
+        attempt.is_sent = True
+        return min(self._limits.call_timeout_s, left_s)
 
     def _answered(self, call: ModelCall) -> _Acts[Reply]:
         """The one retry loop."""
         page = self._page(call)
         billed: set[int] = set()  # tries of this call
+        failures = 0
         for attempt in count(1):
             if page is not None and (found := (yield from self._found(call, page, billed))):
                 return found
@@ -204,7 +239,8 @@ class Door:
             if outcome is None:  # another process has sent it
                 yield _Wait(POLL_S)
                 continue
-            pause = self._pause(call, outcome, attempt)
+            failures += 1
+            pause = self._pause(call, outcome, failures)
             if pause is None:
                 raise ModelCallError(call.spec.name, outcome.kind)
             yield _Wait(pause)
@@ -213,10 +249,13 @@ class Door:
     def _found(self, call: ModelCall, page: Page, billed: set[int]) -> _Acts[Reply | None]:
         """The reply that this run has paid for already."""
         lines: list[Line] = yield _Write(page.lines)
-        if not lines or lines[-1].reply is None:
+        # Not always the last: of two processes that bought it, the first may have been slower.
+        at = next((at for at, line in enumerate(lines) if line.reply is not None), None)
+        if at is None:
             return None
-        self._catch_up(call, lines[:-1], billed)
-        response, cost = cast(Response, lines[-1].reply), lines[-1].usd
+        billed.add(at + 1)
+        self._catch_up(call, lines, billed)
+        response, cost = cast(Response, lines[at].reply), lines[at].usd
         self.meter.charge(cost, 1)
         usage = _usage(response)
         self._enter(call, usage, cost, ok=True)
@@ -239,7 +278,8 @@ class Door:
     def _tried(self, attempt: _Attempt, billed: set[int]) -> _Acts[Reply | _Failure | None]:
         """Send the call once; `None` if another process has."""
         call = attempt.call
-        if not self._health.admit(call.spec.name):
+        attempt.leave = self._health.admit(call.spec.name)
+        if attempt.leave is None:
             return _Failure("unavailable")
         try:
             attempt.ticket = self.meter.reserve(attempt.request.worst_cost)
@@ -248,43 +288,48 @@ class Door:
                     return None
                 self._catch_up(call, attempt.earlier, billed)
                 billed.add(attempt.number)
-            attempt.is_sent = True
-            timeout_s = min(self._limits.call_timeout_s, self.meter.left_s)
-            answer = yield _Send(attempt.request, timeout_s)
+            answer = yield _Send(attempt)
             attempt.is_settled = True
         finally:
             if not attempt.is_settled:
                 self._abandon(attempt)
         if isinstance(answer, Exception):
             return (yield from self._failed(attempt, answer))
-        return (yield from self._accepted(attempt, answer))
+        try:
+            response = self._read(attempt, answer)
+        except Exception as error:  # noqa: BLE001 - a message may hold anything
+            return (yield from self._failed(attempt, error))
+        return (yield from self._accepted(attempt, response, answer.usage_metadata is not None))
 
     def _abandon(self, attempt: _Attempt) -> None:
         """Give back what a call holds that was not sent, or whose answer nobody waits for.
 
         Not a step of the generator: it may be closing.
         """
-        self._health.withdraw(attempt.call.spec.name)
+        self._health.withdraw(cast(Pass, attempt.leave))
         if attempt.is_sent:  # it may be answered, and billed, for all we know
             self._settle(attempt, attempt.request.worst_usage, attempt.request.worst_cost, ok=False)
         elif attempt.ticket is not None:
             self.meter.withdraw(attempt.ticket)
         if attempt.page is not None and attempt.number:
-            if attempt.is_sent:
-                attempt.page.doubt(attempt.number)
-            else:
-                attempt.page.fail(attempt.number, Decimal(0), "not sent")
+            with suppress(LedgerError):  # something else is being raised, and goes first
+                if attempt.is_sent:
+                    attempt.page.doubt(attempt.number)
+                else:
+                    attempt.page.fail(attempt.number, Decimal(0), "not sent")
 
-    def _accepted(self, attempt: _Attempt, message: AIMessage) -> _Acts[Reply]:
+    def _read(self, attempt: _Attempt, message: AIMessage) -> Response:
+        request, is_json = attempt.request, attempt.call.schema is not None
+        response = read(message, request.seconds, request.worst_usage, is_json=is_json)
+        _usage(response)  # numbers that make no sense are refused here
+        json.dumps(response)  # and what is not plain
+        return response
+
+    def _accepted(self, attempt: _Attempt, response: Response, counted: bool) -> _Acts[Reply]:
         """Settle a call that was answered, and keep the response."""
-        call, request = attempt.call, attempt.request
-        counted = message.usage_metadata is not None
-        response = read(
-            message, request.seconds, request.worst_usage, is_json=call.schema is not None
-        )
-        usage = _usage(response)
+        call, usage = attempt.call, _usage(response)
         cost = call.spec.price.cost(usage)
-        self._health.succeed(call.spec.name)
+        self._health.succeed(cast(Pass, attempt.leave))
         self._settle(attempt, usage, cost, ok=True, estimated=not counted)
         if attempt.page is not None:
             yield _Write(partial(attempt.page.reply, attempt.number, cost, response))
@@ -295,14 +340,14 @@ class Door:
 
     def _failed(self, attempt: _Attempt, error: Exception) -> _Acts[_Failure]:
         """Enter a failed call in the books. Raises the error if it is one of the set-up."""
-        call, request = attempt.call, attempt.request
+        request = attempt.request
         kind = failure_kind(error)
         cost = request.worst_cost if may_be_billed(error) else Decimal(0)
         usage = request.worst_usage if cost else Usage()
         if kind in OF_THE_CALL or isinstance(error, ConfigError):
-            self._health.withdraw(call.spec.name)
+            self._health.withdraw(cast(Pass, attempt.leave))
         else:
-            self._health.fail(call.spec.name)
+            self._health.fail(cast(Pass, attempt.leave))
         if isinstance(error, ConfigError):
             self.meter.release(attempt.ticket or 0)
         else:
@@ -315,12 +360,12 @@ class Door:
             raise LimitExceeded("deadline")
         return _Failure(kind, retry_after_s(error))
 
-    def _pause(self, call: ModelCall, failure: _Failure, attempt: int) -> float | None:
+    def _pause(self, call: ModelCall, failure: _Failure, failures: int) -> float | None:
         """How long to wait before the call is tried again; `None` if it is not."""
         name = call.spec.name
-        if failure.kind not in RETRIED or attempt > self._limits.max_retries:
+        if failure.kind not in RETRIED or failures > self._limits.max_retries:
             return None
-        pause = uniform(0, min(LONGEST_PAUSE_S, PAUSE_S * 2 ** (attempt - 1)))
+        pause = uniform(0, min(LONGEST_PAUSE_S, PAUSE_S * 2 ** (failures - 1)))
         if failure.retry_after_s is not None:  # all who were sent away should not be back at once
             pause = failure.retry_after_s + pause / 10
         longest = LONGEST_PAUSE_S if self._health.has_other(name) else self.meter.left_s

@@ -40,6 +40,7 @@ class ExploringAllocator(Allocator):
         self.epsilon = epsilon
         self.seed = seed
         self.revises = allocator.revises
+        self.moves = allocator.moves
         self.n_slots = allocator.n_slots
 
     def allocate(self, steps: Sequence[Subtask], context: AllocateContext) -> Flow[list[Choice]]:

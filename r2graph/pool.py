@@ -72,10 +72,11 @@ KEY_VARIABLES = {
     "xai": "XAI_API_KEY",
 }
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-_SECRET_SETTING = re.compile(
+SECRET_SETTING = re.compile(
     r"(api|access)[_-]?key|secret|password|authorization|(^|api_|auth_|access_)token$", re.I
 )
 _SECRET_VARIABLE = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.I)
+_URL_WITH_USER = re.compile(r"\s*[a-z][a-z0-9+.-]*://[^/?#\s]*@", re.I)
 _BUILDING = Lock()
 
 Name = Annotated[str, Field(pattern=r"^[\w.:/+-]{1,100}$")]
@@ -170,7 +171,7 @@ class ModelSpec(BaseModel):
 
 def _expanded(name: str, value: Any) -> Any:
     """A setting with its `${VARIABLE}`s filled in; refuses keys and what would run foreign code."""
-    if _SECRET_SETTING.search(name):
+    if SECRET_SETTING.search(name):
         raise ValueError(f"holds {name}: keys come from the environment, name theirs in `key_env`")
     if name == "trust_remote_code" and value:
         raise ValueError("sets trust_remote_code: a pool never runs code that comes with a model")
@@ -178,7 +179,12 @@ def _expanded(name: str, value: Any) -> Any:
         return {key: _expanded(str(key), item) for key, item in value.items()}
     if isinstance(value, list):
         return [_expanded("", item) for item in value]
-    return _VARIABLE.sub(_variable, value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    filled = _VARIABLE.sub(_variable, value)
+    if _URL_WITH_USER.match(filled):  # HTTP libraries log URLs as they are
+        raise ValueError(f"holds a user in the URL {name}: keys come from the environment")
+    return filled
 
 
 def _variable(match: re.Match[str]) -> str:

@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, RunnableSequence
 from langgraph.constants import TAG_NOSTREAM
 
 from r2graph.calls import ModelCall, worst_usage
 from r2graph.errors import ModelCallError
+from r2graph.scrub import scrubbing
 
 T = TypeVar("T")
 
@@ -34,9 +35,11 @@ class Request:
         self.call = call
         self.worst_usage = worst_usage(call, max_output_tokens)
         self.worst_cost = call.spec.price.cost(self.worst_usage)
-        self._model = _model(call)
-        self._options = options(call, self.worst_usage.output_tokens)
-        self._config = RunnableConfig(tags=[f"r2:{call.role}"], run_name=call.spec.name)
+        self._model, bound = _unbound(_model(call))
+        self._options = bound | options(call, self.worst_usage.output_tokens)
+        self._config = RunnableConfig(
+            tags=[f"r2:{call.role}"], run_name=call.spec.name, callbacks=scrubbing()
+        )
         if call.role != "executor":  # chat interfaces show the steps, not the deliberation
             self._config["tags"].append(TAG_NOSTREAM)
         self._began = time.monotonic()
@@ -88,6 +91,18 @@ def _with_schema(chat: BaseChatModel, call: ModelCall) -> Runnable[Any, Any]:
     except (NotImplementedError, TypeError, ValueError):
         raise ModelCallError(call.spec.name, "bad_request") from None
     return structured.first if isinstance(structured, RunnableSequence) else chat
+
+
+def _unbound(model: Runnable[Any, Any]) -> tuple[Runnable[Any, Any], dict[str, Any]]:
+    """A model and what is bound to it; a binding calls callbacks in no certain order.
+
+    LangChain puts handlers into a set when it merges configurations.
+    """
+    bound: dict[str, Any] = {}
+    while isinstance(model, RunnableBinding):
+        bound = {**model.kwargs, **bound}
+        model = model.bound
+    return model, bound
 
 
 def options(call: ModelCall, max_tokens: int) -> dict[str, Any]:

@@ -52,7 +52,12 @@ def read(message: AIMessage, seconds: float, worst: Usage, *, is_json: bool) -> 
 def _text(message: AIMessage, *, is_json: bool) -> str:
     if is_json and message.tool_calls:
         return json.dumps(message.tool_calls[0]["args"])
-    return str(message.text).strip()
+    return _without_surrogates(str(message.text)).strip()
+
+
+def _without_surrogates(text: str) -> str:
+    """Text that can be encoded: halves of a pair are joined, what is left alone is replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _finish(message: AIMessage) -> object:
@@ -77,34 +82,62 @@ def failure_kind(error: Exception) -> CallErrorKind:
     if (status := _status(error)) is not None:
         default: CallErrorKind = "server" if status >= 500 else "bad_request"
         return _KIND_OF_STATUS.get(status, default)
-    if "Timeout" in _names(error):
+    names = _names(error)
+    if "Timeout" in names:
         return "timeout"
-    return "server" if "Connect" in _names(error) else "other"
+    # Of the standard library and SDKs, httpx, and aiohttp: `ServerDisconnectedError`.
+    lost = "Connect", "NetworkError", "ProtocolError", "Disconnected"
+    return "server" if any(word in names for word in lost) else "other"
 
 
 def _status(error: Exception) -> int | None:
+    """The status that says how the request failed; one of success says nothing of that."""
     status = getattr(error, "status_code", None)
     if status is None:
         status = getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) else None
+    return status if isinstance(status, int) and status >= 400 else None
 
 
-def _names(error: BaseException | None) -> str:
+def _names(error: BaseException) -> str:
     return " ".join(kind.__name__ for kind in type(error).__mro__)
+
+
+# What the standard library, httpx, requests' urllib3 and aiohttp raise before anything was sent.
+_UNREACHED = frozenset(
+    {
+        "ConnectionRefusedError",
+        "gaierror",
+        "ConnectError",
+        "ConnectTimeout",
+        "NewConnectionError",
+        "ConnectTimeoutError",
+        "ClientConnectorError",
+    }
+)
 
 
 def may_be_billed(error: Exception) -> bool:
     """Whether a failed call may have been answered, and billed, for all we know.
 
-    Not if the provider says that it failed, nor if it was never reached.
+    Not if the provider says that it failed, nor if it was never reached. A connection that was
+    lost may have carried the request.
     """
     if isinstance(error, R2Error):
         return False
     status = _status(error)
     if status is not None:
         return _KIND_OF_STATUS.get(status) == "timeout"
-    causes = (error, error.__cause__, error.__context__)
-    return not any("Connect" in name or "Refused" in name for name in map(_names, causes))
+    return not any(_UNREACHED & set(_names(each).split()) for each in _causes(error))
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what led to it."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return chain
 
 
 def retry_after_s(error: Exception) -> float | None:
@@ -124,6 +157,6 @@ def retry_after_s(error: Exception) -> float | None:
 def _until(date: str) -> float:
     try:
         when = parsedate_to_datetime(date)
-    except ValueError:
+    except (ValueError, OverflowError):
         return math.nan
     return (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()

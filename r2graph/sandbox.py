@@ -39,7 +39,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from r2graph.errors import ConfigError, SandboxUnavailable
 
-MAX_LITERAL_CHARS = 100_000  # about 0.2 s to parse at worst
+MAX_LITERAL_CHARS = 100_000  # 0.3 s to read at worst
 MAX_LITERAL_DEPTH = 50
 START_S = 60.0  # how long a busy machine may take before the code begins
 NOBODY = 65534
@@ -157,7 +157,7 @@ def _sandboxed(program: str, task: Any, limits: SandboxLimits, bwrap: str) -> Ou
         raise SandboxUnavailable(f"it did not start: {error.strerror}") from None
     if not value.startswith(b"\0"):  # the first thing `_START` says once all limits hold
         said = output.decode(errors="replace").strip().rpartition("\n")[2]
-        raise SandboxUnavailable(f"it did not start: {said[:200] or ending}")
+        raise SandboxUnavailable(f"it did not start: {said[:200] or 'it said nothing'}")
     if ending == "value" and (code != 0 or value == b"\0"):
         ending = "error"
     text = value[1:].decode(errors="replace") if ending == "value" else None
@@ -245,8 +245,8 @@ def _memory_file(content: bytes) -> Iterator[int]:
 def _namespaces() -> list[str]:
     """Everything apart from the host.
 
-    As root, bubblewrap makes the mounts and `_START` becomes nobody: nobody could not reach a
-    Python below root's home, and a namespace that maps root has no other user to become.
+    Started by root, bubblewrap makes the mounts as root, and `_START` becomes an unprivileged user
+    before the code begins: that user could not have mounted a Python below root's home.
     """
     user = ["--unshare-user"]
     if os.getuid() == 0:
@@ -281,7 +281,7 @@ def _rlimits(limits: SandboxLimits) -> dict[int, int]:
         resource.RLIMIT_CPU: limits.cpu_s,
         resource.RLIMIT_FSIZE: 0,  # files of memory (memfd) do not count as address space
         resource.RLIMIT_NOFILE: 32,
-        resource.RLIMIT_NPROC: 1,  # the filter's understudy: per user, so it counts others' too
+        resource.RLIMIT_NPROC: 1,  # the filter's understudy: it counts all processes of a user
         resource.RLIMIT_CORE: 1,  # with 0 the kernel still feeds a dump to a crash handler
     }
 
@@ -366,12 +366,14 @@ def literal(value):
         return "set()"
     return {list: "[%s]", tuple: "(%s)", set: "{%s}"}[kind] % inside
 try:
-    expression = compile(task.strip(), "answer", "eval")
+    code = compile(task.strip(), "answer", "eval")
 except SyntaxError:
+    code = None
+if code:
+    value = eval(code, space)
+else:
     exec(task, space)
     value = space["sol"]()
-else:
-    value = eval(expression, space)
 text = literal(value).encode()
 while text:
     text = text[result.write(text):]

@@ -34,8 +34,11 @@ class StepRun:
         return self.record()
 
     def _climb(self) -> Flow[ModelCallError | None]:
-        """Attempt after attempt, up the pool; returns the last error if the last attempt failed."""
-        turn, error = self.turn, None
+        """Attempt after attempt, up the pool; returns the last error if the last attempt failed.
+
+        When all calls failed up to the top, what is left below is better than nothing.
+        """
+        turn, error, is_falling = self.turn, None, False
         if turn.deciders.allocator.revises and self.prompt != self.step.text:
             # Difficulty hangs on the operands: `{s1} * {s2}` says nothing, `47 * 68` does.
             filled = self.step.model_copy(update={"text": self.prompt})
@@ -51,8 +54,25 @@ class StepRun:
             turn.emit({"event": "attempt", "step": self.step.id} | self.attempts[-1])
             if passed:
                 break
-            member = turn.deciders.allocator.escalate(member, turn.allocate_context)
+            if not is_falling:
+                member = turn.deciders.allocator.escalate(member, turn.allocate_context)
+            if is_falling or (member is None and error is not None):
+                member, is_falling = self._below(), True
         return error
+
+    def _below(self) -> str | None:
+        """The strongest healthy member that was not tried, for a step that has no output yet."""
+        if self.last is not None or not self.turn.deciders.allocator.moves:
+            return None
+        tried = {attempt["member"] for attempt in self.attempts}
+        return next(
+            (
+                name
+                for name in reversed(self.turn.pool.names)
+                if name not in tried and not self.turn.run.health.is_open(name)
+            ),
+            None,
+        )
 
     def _attempt(self, member: str) -> Flow[bool]:
         verifier = self.turn.deciders.verifier

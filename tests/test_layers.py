@@ -21,6 +21,7 @@ LAYERS = [
     "ledger",
     "outcome_cache",
     "response",
+    "scrub",
     "calls",
     "request",
     "door",

@@ -1,4 +1,5 @@
-"""The command line: `r2graph run`, `eval`, `pool check`, `trace export` and `doctor`.
+"""The command line: `r2graph run`, `eval`, `ledger`, `pool check`, `trace export` and
+`doctor`.
 
 A command imports what it needs when it runs, so that `--help` is quick. What r2graph raises on
 purpose ends in one line on standard error and exit code 2; checks that fail end in exit code 1.
@@ -13,6 +14,7 @@ from typer.core import TyperGroup
 
 from r2graph.cli.doctor import doctor
 from r2graph.cli.evaluate import evaluate
+from r2graph.cli.ledger import ledger
 from r2graph.cli.pool import check
 from r2graph.cli.run import run
 from r2graph.cli.trace import export
@@ -44,6 +46,7 @@ trace = typer.Typer(help="Get at runs as data.", no_args_is_help=True)
 
 app.command()(run)
 app.command("eval")(evaluate)
+app.command()(ledger)
 app.add_typer(pool, name="pool")
 app.add_typer(trace, name="trace")
 app.command()(doctor)

@@ -98,6 +98,8 @@ class Routed(Method):
 class Hindsight(Allocator):
     """Gives each step of a query the member that was found for it, else the cheapest."""
 
+    moves = False
+
     def __init__(self) -> None:
         self.found: dict[str, dict[str, str]] = {}
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from hashlib import sha256
@@ -24,6 +25,7 @@ from r2graph.ledger.records import Budget, Line, State
 from r2graph.ledger.sqlite import SqliteDatabase
 from r2graph.pricing import to_text
 
+WRITERS = 4
 PICO = Decimal("1e-12")  # running totals are whole numbers of this many dollars, rounded up
 _COLUMNS = "run, role, member, step, state, kind, usd, reply, at, owner"
 
@@ -33,11 +35,15 @@ class Ledger:
 
     Any number of threads share an instance; any number of processes share a file on a local disk,
     or a database. What was recorded survives the death of the process, and with `fsync` that of the
-    machine, for about a millisecond a call (PostgreSQL has its own setting). Raises `LedgerError`.
+    machine, for about a millisecond a call (PostgreSQL has its own setting). It is not pickled, and
+    a forked process opens it anew. Raises `LedgerError`.
     """
 
     def __init__(self, source: str | Path, *, fsync: bool = False) -> None:
         self._database = _open(source, fsync)
+        self._awaited: set[tuple[str, int]] = set()
+        # Of its own: models that hang in the event loop's threads hold up no ledger.
+        self.writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="r2graph-ledger")
 
     def page(
         self,
@@ -55,12 +61,12 @@ class Ledger:
         """
         parts = json.dumps([run, role, member, step, request], default=repr)
         key = sha256(parts.encode()).hexdigest()
-        return Page(self._database, run, role, member, step, key, budget)
+        return Page(self._database, self._awaited, run, role, member, step, key, budget)
 
     def lines(self, run: str | None = None) -> list[Line]:
         """The calls of a run, or of all runs, in the order in which they were entered."""
         where, values = ("WHERE run = ? ", (run,)) if run is not None else ("", ())
-        query = f"SELECT {_COLUMNS} FROM calls {where}ORDER BY at, key, try"
+        query = f"SELECT {_COLUMNS} FROM r2graph_calls {where}ORDER BY at, key, try"
         with self._database.transaction(write=False) as database:
             rows = database.execute(query, values).fetchall()
         return [_line(row) for row in rows]
@@ -76,12 +82,13 @@ class Ledger:
         """Dollars of a budget that are neither spent nor reserved."""
         with self._database.transaction(write=False) as database:
             row = database.execute(
-                "SELECT pico FROM totals WHERE scope = ? AND period = ?",
+                "SELECT pico FROM r2graph_totals WHERE scope = ? AND period = ?",
                 (budget.scope, budget.period_at(time.time())),
             ).fetchone()
         return budget.usd - (row[0] if row else 0) * PICO
 
     def close(self) -> None:
+        self.writers.shutdown()
         self._database.close()
 
     def __enter__(self) -> Self:
@@ -96,6 +103,8 @@ class Page:
     """The tries of one call: `intend`, then `reply`, `fail` or `doubt`. Tries count from 1."""
 
     database: Database
+    awaited: set[tuple[str, int]]
+    """Keys and tries of the intents of this process whose reply somebody waits for."""
     run: str
     role: str
     member: str
@@ -118,17 +127,17 @@ class Page:
         with self.database.transaction() as database:
             earlier = self._lines(database)
             for number, line in enumerate(earlier, start=1):
-                if line.state == "reply" or (
-                    line.state == "intent" and not self.database.is_gone(database, line.owner)
-                ):
+                if line.state == "reply" or self._is_awaited(database, number, line):
                     return None
-                self._doubt(database, number)
+                if not self._doubt(database, number) and line.state == "intent":
+                    return None  # in PostgreSQL it was settled after it had been read
             account = self._account(now)
             if not self._enter(database, len(earlier) + 1, account, worst, now):
                 return None
             total = _add(database, *account, worst)
             if self.budget is not None and total > self.budget.usd:
                 raise LimitExceeded("pool_budget")
+            self.awaited.add((self.key, len(earlier) + 1))
         return earlier
 
     def reply(self, number: int, cost: Decimal, reply: Mapping[str, Any]) -> None:
@@ -141,11 +150,22 @@ class Page:
 
     def doubt(self, number: int) -> None:
         """Nobody waits for the call's reply any more; its worst case stays reserved."""
-        with self.database.transaction() as database:
-            self._doubt(database, number)
+        try:
+            with self.database.transaction() as database:
+                self._doubt(database, number)
+        finally:
+            self.awaited.discard((self.key, number))
+
+    def _is_awaited(self, database: Connection, number: int, line: Line) -> bool:
+        """Whether somebody waits for the reply to an intent."""
+        if line.state != "intent":
+            return False
+        if line.owner == self.database.owner:  # if a write failed, the line stays an intent
+            return (self.key, number) in self.awaited
+        return not self.database.is_gone(database, line.owner)
 
     def _lines(self, database: Connection) -> list[Line]:
-        query = f"SELECT {_COLUMNS} FROM calls WHERE key = ? ORDER BY try"
+        query = f"SELECT {_COLUMNS} FROM r2graph_calls WHERE key = ? ORDER BY try"
         return [_line(row) for row in database.execute(query, (self.key,)).fetchall()]
 
     def _account(self, now: float) -> tuple[str, str]:
@@ -164,18 +184,21 @@ class Page:
         where = (self.key, number, *account)
         call = (self.run, self.role, self.member, self.step)
         entered = database.execute(
-            f"INSERT INTO calls (key, try, scope, period, {_COLUMNS}) VALUES "
+            f"INSERT INTO r2graph_calls (key, try, scope, period, {_COLUMNS}) VALUES "
             "(?, ?, ?, ?, ?, ?, ?, ?, 'intent', NULL, ?, NULL, ?, ?) "
             "ON CONFLICT DO NOTHING RETURNING try",
             (*where, *call, to_text(worst), now, self.database.owner),
         ).fetchall()
         return bool(entered)
 
-    def _doubt(self, database: Connection, number: int) -> None:
-        database.execute(
-            "UPDATE calls SET state = 'in_doubt' WHERE key = ? AND try = ? AND state = 'intent'",
+    def _doubt(self, database: Connection, number: int) -> bool:
+        """Whether it was an intent until now."""
+        doubted = database.execute(
+            "UPDATE r2graph_calls SET state = 'in_doubt' "
+            "WHERE key = ? AND try = ? AND state = 'intent' RETURNING try",
             (self.key, number),
-        )
+        ).fetchall()
+        return bool(doubted)
 
     def _settle(
         self,
@@ -188,16 +211,19 @@ class Page:
     ) -> None:
         """Replace a reservation by what the call cost."""
         place = self.key, number
-        with self.database.transaction() as database:
-            scope, period, worst = database.execute(
-                "SELECT scope, period, usd FROM calls WHERE key = ? AND try = ?", place
-            ).fetchone()
-            _add(database, scope, period, cost - Decimal(worst))
-            database.execute(
-                "UPDATE calls SET state = ?, usd = ?, kind = ?, reply = ? "
-                "WHERE key = ? AND try = ?",
-                (state, to_text(cost), kind, reply, *place),
-            )
+        try:
+            with self.database.transaction() as database:
+                scope, period, worst = database.execute(
+                    "SELECT scope, period, usd FROM r2graph_calls WHERE key = ? AND try = ?", place
+                ).fetchone()
+                database.execute(  # the call before the total, as in `intend`: no deadlock
+                    "UPDATE r2graph_calls SET state = ?, usd = ?, kind = ?, reply = ? "
+                    "WHERE key = ? AND try = ?",
+                    (state, to_text(cost), kind, reply, *place),
+                )
+                _add(database, scope, period, cost - Decimal(worst))
+        finally:
+            self.awaited.discard(place)
 
 
 def _open(source: str | Path, fsync: bool) -> Database:
@@ -218,8 +244,8 @@ def _add(database: Connection, scope: str, period: str, dollars: Decimal) -> Dec
     """Add to the running total of a scope in a period; returns the new total."""
     pico = int((dollars / PICO).to_integral_value(ROUND_CEILING))
     [[total]] = database.execute(
-        "INSERT INTO totals VALUES (?, ?, ?) ON CONFLICT (scope, period) "
-        "DO UPDATE SET pico = totals.pico + excluded.pico RETURNING pico",
+        "INSERT INTO r2graph_totals VALUES (?, ?, ?) ON CONFLICT (scope, period) "
+        "DO UPDATE SET pico = r2graph_totals.pico + excluded.pico RETURNING pico",
         (scope, period, pico),
     ).fetchall()
     return Decimal(total) * PICO

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
@@ -9,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from r2graph.errors import LedgerError, MissingExtraError
-from r2graph.ledger.database import TABLES, Connection
+from r2graph.ledger.database import TABLES, Connection, check_process
 
 CONNECTIONS = 4
 PATIENCE_S = 30.0
@@ -27,6 +28,7 @@ class PostgresDatabase:
             raise MissingExtraError("a ledger in PostgreSQL", "postgres") from None
         self._error = psycopg.Error
         self.owner = uuid4().hex
+        self._process = os.getpid()
         with self._told():
             self._presence = psycopg.connect(url, autocommit=True)
             self._presence.execute("SELECT pg_advisory_lock(%s)", (_number(self.owner),))
@@ -41,13 +43,14 @@ class PostgresDatabase:
 
     @contextmanager
     def transaction(self, *, write: bool = True) -> Iterator[Connection]:
+        check_process(self._process, _NAME)
         with self._told(), self._pool.connection() as connection:
             yield _Marked(connection)
 
     def is_gone(self, connection: Connection, owner: str) -> bool:
         if owner == self.owner:
             return False
-        query = "SELECT pg_try_advisory_xact_lock(?)"
+        query = "SELECT pg_try_advisory_xact_lock_shared(?)"  # others may look at the same time
         gone: bool = connection.execute(query, (_number(owner),)).fetchone()[0]
         return gone
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +11,10 @@ from pathlib import Path
 from threading import Lock
 from typing import IO
 from uuid import uuid4
+from weakref import finalize
 
 from r2graph.errors import LedgerError
-from r2graph.ledger.database import TABLES, Connection
+from r2graph.ledger.database import TABLES, Connection, check_process
 
 APPLICATION_ID = 0x52324C47  # "R2LG": tells the file from SQLite files of others
 SCHEMA_VERSION = 1
@@ -22,29 +25,36 @@ _MARKS = {"application_id": APPLICATION_ID, "user_version": SCHEMA_VERSION}
 class SqliteDatabase:
     """One connection, shared by threads; each process holds a lock on a file of its own."""
 
-    def __init__(self, path: str | Path, *, fsync: bool) -> None:
+    def __init__(self, path: str | Path, *, fsync: bool, patience_s: float = PATIENCE_S) -> None:
         self.owner = uuid4().hex
         self._path = str(path)
+        if self._path != ":memory:":  # one name for all, for presence files stand beside it
+            self._path = str(Path(path).expanduser().resolve())
         self._lock = Lock()
+        self._process = os.getpid()
         with self._told():
-            self._file = _opened(path, fsync)
-        self._presence = None
+            self._file = _opened(self._path, fsync, patience_s)
+        self._end: finalize[..., SqliteDatabase] | None = None
         if self._path != ":memory:":
-            self._presence = _Presence(self._presence_file(self.owner))
+            with self.transaction():  # so that nobody takes a file for left behind before its lock
+                self._sweep()
+                presence = _Presence(self._presence_file(self.owner))
+            self._end = finalize(self, presence.end)  # when Python ends, at the latest
 
     @contextmanager
     def transaction(self, *, write: bool = True) -> Iterator[Connection]:
+        check_process(self._process, self._path)
         with self._lock, self._told():
-            if write:
-                self._file.execute("BEGIN IMMEDIATE")
             try:
-                yield self._file
-            except BaseException:
                 if write:
+                    self._file.execute("BEGIN IMMEDIATE")
+                yield self._file
+                if write:
+                    self._file.execute("COMMIT")
+            except BaseException:
+                if self._file.in_transaction:  # SQLite ends some that fail by itself
                     self._file.execute("ROLLBACK")
                 raise
-            if write:
-                self._file.execute("COMMIT")
 
     def is_gone(self, connection: Connection, owner: str) -> bool:
         return owner != self.owner and not _is_locked(self._presence_file(owner))
@@ -52,23 +62,30 @@ class SqliteDatabase:
     def close(self) -> None:
         with self._lock:
             self._file.close()
-        if self._presence is not None:
-            self._presence.end()
+        if self._end is not None:
+            self._end()
 
     def _presence_file(self, owner: str) -> Path:
         return Path(f"{self._path}-{owner}")
 
+    def _sweep(self) -> None:
+        """Take away the files of processes that were killed."""
+        path = Path(self._path)
+        for each in path.parent.iterdir():
+            if re.fullmatch(re.escape(path.name) + "-[0-9a-f]{32}", each.name):
+                _is_locked(each)
+
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """SQLite's errors in our words; they quote no values."""
+        """Errors of SQLite and of the file system in our words; they quote no values."""
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise LedgerError(self._path, str(error)) from None
 
 
-def _opened(path: str | Path, fsync: bool) -> sqlite3.Connection:
-    file = sqlite3.connect(path, timeout=PATIENCE_S, isolation_level=None, check_same_thread=False)
+def _opened(path: str, fsync: bool, patience_s: float) -> sqlite3.Connection:
+    file = sqlite3.connect(path, timeout=patience_s, isolation_level=None, check_same_thread=False)
     try:
         file.execute("BEGIN IMMEDIATE")  # so that one process alone makes the tables
         marks = [file.execute(f"PRAGMA {mark}").fetchone()[0] for mark in _MARKS]
@@ -94,12 +111,14 @@ class _Presence:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._process = os.getpid()
         self._file = path.open("w")
         if not _lock(self._file):
             raise LedgerError(str(path), "its file system has no locks")
 
     def end(self) -> None:
-        self._path.unlink(missing_ok=True)
+        if os.getpid() == self._process:  # a forked child does not speak for its parent
+            self._path.unlink(missing_ok=True)
         self._file.close()
 
 
@@ -109,20 +128,20 @@ def _is_locked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     with file:
-        if not _lock(file):
+        if not _lock(file, shared=True):  # of two who look at once, none is in the other's way
             return True
         path.unlink(missing_ok=True)  # its process is gone and will not do it
     return False
 
 
-def _lock(file: IO[str]) -> bool:
+def _lock(file: IO[str], *, shared: bool = False) -> bool:
     """Whether the lock is now ours; where there are none, nobody can tell who is alive."""
     try:
         import fcntl
     except ImportError:
         raise LedgerError(file.name, "this system has no file locks: use PostgreSQL") from None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError:
         return False
     return True

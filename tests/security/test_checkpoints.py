@@ -13,6 +13,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copytree
@@ -81,6 +82,7 @@ def _shell(command: str) -> dict[str, object]:
     return {"args": command, "shell": True}
 
 
+SYSTEM = ["os", "system"]
 POISONS = {
     "os.system": Poison("plan", lambda command, _: ext(ONE, "os", "system", command)),
     "eval": Poison(
@@ -89,7 +91,7 @@ POISONS = {
     "exec": Poison(
         "answer", lambda _, file: ext(MANY, "builtins", "exec", [f"open({file!r}, 'w').close()"])
     ),
-    "open": Poison("steps", lambda _, file: {"s1": ext(MANY, "builtins", "open", [file, "w"])}),
+    "os.mkdir": Poison("steps", lambda _, file: {"s1": ext(MANY, "os", "mkdir", [file])}),
     "subprocess.run": Poison(
         "progress", lambda command, _: ext(NAMED, "subprocess", "run", _shell(command))
     ),
@@ -112,18 +114,13 @@ POISONS = {
     "the argument of a Send": Poison(
         "send",
         lambda command, _: [
-            ext(MANY, "langgraph.types", "Send", ["verify", ext(ONE, "os", "popen", command)])
+            ext(MANY, "langgraph.types", "Send", ["verify", ext(ONE, "os", "system", command)])
         ],
     ),
     "metadata": Poison("metadata", lambda command, _: {"x": ext(ONE, "os", "system", command)}),
     "a JSON constructor": Poison(
         "allocation",
-        lambda command, _: {
-            "lc": 2,
-            "type": "constructor",
-            "id": ["os", "system"],
-            "args": [command],
-        },
+        lambda command, _: {"lc": 2, "type": "constructor", "id": SYSTEM, "args": [command]},
         "json",
     ),
     "a pickle": Poison("write", lambda command, _: OnLoad(command), "pickle"),
@@ -171,8 +168,9 @@ def poisoned_sqlite(saver: SqliteSaver, poison: Poison, command: str, file: str)
     if poison.where in ("write", "send"):
         channel = "__return__" if poison.where == "write" else "__pregel_tasks"
         saver.conn.execute(
-            "INSERT INTO writes SELECT thread_id, checkpoint_ns, checkpoint_id, 't', 0, ?, ?, ?"
-            " FROM checkpoints",
+            "INSERT INTO writes"
+            " (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, value)"
+            " SELECT thread_id, checkpoint_ns, checkpoint_id, 't', 0, ?, ?, ? FROM checkpoints",
             (channel, encoding, content),
         )
         return
@@ -210,13 +208,17 @@ def poison_all(saver: Any, poison: Poison, file: Path) -> None:
 
 def load(read: Callable[[], object]) -> None:
     """Read, and let the reader refuse what it is given."""
-    try:
+    with suppress(R2Error, NotImplementedError, ValueError, TypeError, KeyError, AttributeError):
         read()
-    except (R2Error, NotImplementedError, ValueError, TypeError, KeyError, AttributeError):
-        pass
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def load_all(graph: R2Graph) -> None:
+    load(lambda: graph.get_state(THREAD))
+    load(lambda: list(graph.get_state_history(THREAD)))
+    load(lambda: graph.invoke(None, THREAD))
+    load(lambda: graph.invoke("again", THREAD))
+
+
 @pytest.mark.parametrize("name", POISONS)
 def test_a_poisoned_checkpoint_runs_nothing(
     name: str, saver: BaseCheckpointSaver[Any], tmp_path: Path
@@ -226,11 +228,7 @@ def test_a_poisoned_checkpoint_runs_nothing(
     executions = 0
     for serde in (JsonPlusSerializer(), permissive(), encrypted(permissive())):
         saver.serde = serde
-        graph = graph_of(saver)
-        load(lambda: graph.get_state(THREAD))
-        load(lambda: list(graph.get_state_history(THREAD)))
-        load(lambda: graph.invoke(None, THREAD))
-        load(lambda: graph.invoke("again", THREAD))
+        load_all(graph_of(saver))
         executions += file.exists()
     print(f"\n{name}: {executions} executions in 12 loads")
     assert executions == 0
@@ -242,9 +240,9 @@ def test_the_poisons_work_where_nothing_is_strict(tmp_path: Path) -> None:
     executed: dict[str, set[str]] = {}
     for label, serde in (("default", JsonPlusSerializer()), ("permissive", permissive())):
         executed[label] = set()
-        for name, poison in POISONS.items():
+        for number, (name, poison) in enumerate(POISONS.items()):
             careless = InMemorySaver()
-            file = tmp_path / f"{label}-{len(executed[label])}-{name.replace(' ', '-')}"
+            file = tmp_path / f"{label}-{number}"
             poison_all(careless, poison, file)
             careless.serde = serde
             load(lambda saver=careless: list(saver.list(THREAD)))  # type: ignore[misc]
@@ -390,7 +388,7 @@ def test_state_of_the_wrong_form_is_a_typed_error_or_is_not_used() -> None:
                 except R2Error:
                     refused += 1
                 else:
-                    assert result["answer"], (before, channel, value)
+                    assert isinstance(result["answer"], str), (before, channel, value)
     print(f"\n{refused} of 440 tampered states refused, the others not used or in order")
     assert refused > 100
 
@@ -422,10 +420,18 @@ def test_a_tampered_value_is_refused(
 
 def test_a_step_that_the_plan_has_not_is_refused() -> None:
     def rename(steps: dict[str, Any]) -> dict[str, Any]:
-        return {"s7": steps["s1"]}
+        return {"s7" if name == "s2" else name: step for name, step in steps.items()}
 
-    with pytest.raises(R2Error):
+    with pytest.raises(CheckpointError):
         tampered("steps", rename).invoke(None, THREAD)
+
+
+def test_another_steps_output_is_refused() -> None:
+    def swap(steps: dict[str, Any]) -> dict[str, Any]:
+        return {"s1": steps["s2"], "s2": steps["s1"]} if steps else {}
+
+    with pytest.raises(CheckpointError):
+        tampered("steps", swap).invoke(None, THREAD)
 
 
 def test_a_round_beyond_all_bounds_ends_the_run() -> None:

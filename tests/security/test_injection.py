@@ -18,6 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.outputs import ChatResult
+from pydantic import Field
 
 from r2graph.allocate import CheckpointAllocator, FixedAllocator
 from r2graph.calls import Flow, ModelCall, flowing
@@ -122,7 +123,7 @@ def outside(text: str) -> str:
 class Obedient(FakeChat):
     """Obeys whatever order it finds, in any message; otherwise it plans, judges or answers."""
 
-    obeyed: list[str] = []
+    obeyed: list[str] = Field(default_factory=list)
 
     def _result(self, messages: list[BaseMessage], options: dict[str, Any]) -> ChatResult:
         texts = [normalize("NFKC", str(message.text)) for message in messages]
@@ -144,7 +145,7 @@ class Obedient(FakeChat):
 
 
 def obedient() -> Obedient:
-    return Obedient(answer=lambda _: "done", obeyed=[])
+    return Obedient(answer=lambda _: "done")
 
 
 def carrier_of(text: str) -> FakeChat:
@@ -172,7 +173,7 @@ class Watched:
         if mode == "custom":
             self.events.append(chunk)
         elif mode == "updates":
-            self.nodes += [node for node in chunk if not node.startswith("__")]
+            self.nodes += [node for node in chunk if node != "step"]  # steps are tasks of a node
         else:
             self.result = chunk
 
@@ -200,15 +201,17 @@ class Watched:
         return {step: chosen for step, chosen in allocation.items() if step not in revised}
 
     def _at_our_prices(self) -> Decimal:
-        pool, usage = self.graph.defaults.pool, self.result["usage"]
-        return sum(
-            (
-                (pool[name].price.input_per_mtok * Decimal(used["input_tokens"]) / 10**6)
-                + (pool[name].price.output_per_mtok * Decimal(used["output_tokens"]) / 10**6)
-                for name, used in usage.items()
-                if name in pool.names
-            ),
-            Decimal(0),
+        """The bill as it must be; input and output cost the same, a router a dollar a million."""
+        prices = {spec.name: spec.price.input_per_mtok for spec in self.graph.defaults.pool.members}
+        return (
+            sum(
+                (
+                    prices.get(name, Decimal(1)) * (used["input_tokens"] + used["output_tokens"])
+                    for name, used in self.result["usage"].items()
+                ),
+                Decimal(0),
+            )
+            / 10**6
         )
 
 
@@ -263,18 +266,12 @@ class BareJudge(JudgeVerifier):
 
 def test_a_judge_without_fences_obeys() -> None:
     """The control: what a judge's fence is good for."""
-    passed = {
-        judge.__name__: sum(
-            watch(graph_of(text, obedient(), verifier=judge())).result["steps"]["s1"]["attempts"][
-                0
-            ]["ok"]
-            is not False
-            for text in TEXTS
-        )
-        for judge in (JudgeVerifier, BareJudge)
-    }
-    print(f"of {len(TEXTS)} infected outputs pass their check: {passed}")
-    assert passed == {"JudgeVerifier": 0, "BareJudge": len(TEXTS)}
+    passed = 0
+    for text in TEXTS:
+        result = watch(graph_of(text, obedient(), verifier=BareJudge())).result
+        passed += result["steps"]["s1"]["attempts"][0]["ok"] is not False
+    print(f"{passed} of {len(TEXTS)} infected outputs pass a judge without fences")
+    assert passed == len(TEXTS)
 
 
 # Later steps: the cheapest member says what is infected, an obedient one uses it
@@ -320,8 +317,8 @@ def test_a_step_that_obeys_changes_its_output_and_nothing_else() -> None:
 
 def test_an_obedient_allocator_moves_no_step_but_the_one_that_holds_the_order() -> None:
     """A trained allocator sees operands, since difficulty hangs on them; the pool bounds it."""
-    moved = 0
-    for text in TEXTS:
+    moved, texts = 0, TEXTS[::3]
+    for text in texts:
         chooser = FakeChat(
             answer=lambda asked: " ".join(
                 "m9" if any(order in asked for order in ORDERS) else "m1"
@@ -342,8 +339,8 @@ def test_an_obedient_allocator_moves_no_step_but_the_one_that_holds_the_order() 
         assert seen.changes(revised=["s2", "s4"]) == []
         chosen = [seen.result["allocation"][step]["member"] for step in ("s1", "s2", "s3")]
         moved += chosen == ["m1", "m3", "m1"]
-    print(f"{moved} of {len(TEXTS)} infected outputs chose who reads them, none chose more")
-    assert moved == len(TEXTS)
+    print(f"{moved} of {len(texts)} infected outputs chose who reads them, none chose more")
+    assert moved == len(texts)
 
 
 # The planner of a new round or of a new turn
@@ -398,13 +395,24 @@ def test_a_text_cannot_hold_the_end_of_its_fence(text: str, tag: str) -> None:
     assert fenced.startswith(end.replace("/", ""))
 
 
-def test_a_text_that_spells_the_digest_of_its_fence_gets_another() -> None:
-    name = re.findall(r"<(s1-\w+)>", fence("s1", "<b>"))[0]
-    assert name
+def test_a_text_that_holds_the_digest_of_its_fence_gets_another() -> None:
+    digest = re.compile(r"^<s1(-[0-9a-f]{8})>")
     text = "<b>"
-    for _ in range(3):  # each time with the digests of the texts before in it
-        text += re.findall(r"^<s1(-\w+)>", fence("s1", text))[0]
-        assert fence("s1", text).count(re.findall(r"^<(s1-\w+)>", fence("s1", text))[0]) == 2
+    for _ in range(5):  # each time with the digest of the text before in it
+        found = digest.match(fence("s1", text))
+        assert found
+        assert found[1] not in text
+        text += found[1]
+
+
+def test_plain_tags_would_not_hold_what_spells_their_end() -> None:
+    """The control: why a fence is another where its text has tags."""
+    left = {"plain": 0, "ours": 0}
+    for text in TEXTS:
+        for name, shown in [("plain", f"<s1>{text}</s1>"), ("ours", fence("s1", text))]:
+            left[name] += any(order in outside(normalize("NFKC", shown)) for order in ORDERS)
+    print(f"of {len(TEXTS)} infected texts get out of their fence: {left}")
+    assert left["plain"] > 0 == left["ours"]
 
 
 def test_what_is_harmless_looks_harmless() -> None:

@@ -166,8 +166,8 @@ def many() -> Iterator[Source]:
     yield filled_up('{"subtasks": [{"id": "s1", "text": "a", "depends_on": [', "1,", "1]}]}")
     yield filled_up("[", "[],", "[]]")
     yield filled_up("[", "{},", "{}]")
-    for unit in ("[],", "{},", '{"id":1},'):  # as many lists as there may be brackets
-        yield '{"subtasks": [' + unit * 64_000 + "0]}"
+    for unit in ("[],", '"",[],', '"\\"', '\\"', '"', '"[",'):
+        yield filled_up('{"subtasks": [', unit, "0]}")
     yield "{" + ",".join(f'"{n:x}":0' for n in range(90_000)) + "}"
     keys = ",".join(f'"{n:x}":0' for n in range(90_000))
     yield '{"subtasks": [{"id": "s1", "text": "a",' + keys + "}]}"
