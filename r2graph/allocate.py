@@ -12,9 +12,9 @@ from typing import Protocol
 
 from langchain_core.messages import HumanMessage, SystemMessage
 
-from r2graph.calls import Flow, ModelCall, Reply, worst_usage
+from r2graph.calls import Flow, ModelCall, Reply, ask, worst_usage
 from r2graph.errors import AllocationError, ConfigError
-from r2graph.plan import Subtask
+from r2graph.plan import Subtask, fence
 from r2graph.pool import N_SLOTS, ModelPool, ModelSpec
 
 
@@ -173,7 +173,7 @@ class CheckpointAllocator(Allocator):
         for token, logprob in top.items():
             slot = _slot(token)
             if slot and slot <= self.n_slots:
-                weights[pool.slot_to_member(slot, self.n_slots).name] += math.exp(logprob)
+                weights[pool.slot_to_member(slot, self.n_slots).name] += math.exp(min(0.0, logprob))
         total = sum(weights.values()) or 1.0
         return {name: round(weight / total, 6) for name, weight in weights.items()}
 
@@ -246,9 +246,10 @@ class PromptedAllocator(Allocator):
                 f"Reply with {len(steps)} model numbers, one a subtask in order, and no more.",
             ]
         )
-        texts = "\n".join(f"{step.id}: {step.text}" for step in steps)
+        texts = "\n".join(fence(step.id, step.text) for step in steps)
         messages = [SystemMessage(rules), HumanMessage(texts)]
-        reply = yield ModelCall("allocator", pool[name if name else -1], messages)
+        spec = pool[name if name else -1]
+        reply = yield from ask(ModelCall("allocator", spec, messages), pool.others(spec.name))
         ranks = _numbers(reply.text, r"([1-9][0-9]?)", len(steps))
         if max(ranks) > len(pool):
             raise AllocationError(f"the allocator names model {max(ranks)} of {len(pool)}")

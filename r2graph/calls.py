@@ -95,8 +95,19 @@ def flowing(value: Flow[T] | T) -> Flow[T]:
     return value
 
 
-def ask(call: ModelCall) -> Flow[Reply]:
-    """Make a call; a model that refuses an optional feature is asked again without it.
+def ask(call: ModelCall, others: Sequence[ModelSpec] = ()) -> Flow[Reply]:
+    """Make a call; where the model cannot be reached, ask `others` in its place, in their order."""
+    left = [call.spec, *others]
+    while True:
+        try:
+            return (yield from _ask(replace(call, spec=left.pop(0))))
+        except ModelCallError as error:
+            if error.kind == "bad_request" or not left:  # it would be a bad one for all
+                raise
+
+
+def _ask(call: ModelCall) -> Flow[Reply]:
+    """A model that refuses an optional feature is asked again without it.
 
     Reasoning models refuse log-probabilities, many servers a schema; both are of use but not vital.
     """

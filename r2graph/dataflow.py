@@ -64,7 +64,7 @@ class Board:
     def solve(self, step: Subtask, bill: list[Entry]) -> Flow[StepResult]:
         """Run a step whose dependencies are done; its calls appear on `bill`."""
         inputs = [self._results[needed]["step"] for needed in step.depends_on]
-        run = StepRun(self.turn, step, self._prompt(step), self._allocation[step.id])
+        run = StepRun(self.turn, step, self._inputs(step), self._allocation[step.id])
         if missing := next((record for record in inputs if record["output"] is None), None):
             record = run.record(missing["stopped"])
         else:
@@ -90,13 +90,13 @@ class Board:
             raise error
         for step, future in self.futures.items():
             self.accept(step, future.result())
-            if self._results[step]["step"]["prompt"] != self._prompt(self.steps[step]):
+            planned = self.steps[step]
+            if self._results[step]["step"]["prompt"] != fill(planned.text, self._inputs(planned)):
                 raise CheckpointError(f"step {step} was run with other inputs than there are")
         return {step: self._results[step] for step in self.steps}
 
-    def _prompt(self, step: Subtask) -> str:
-        inputs = {needed: self._results[needed]["step"]["output"] for needed in step.depends_on}
-        return fill(step.text, {needed: output or "" for needed, output in inputs.items()})
+    def _inputs(self, step: Subtask) -> dict[str, str]:
+        return {needed: self._results[needed]["step"]["output"] or "" for needed in step.depends_on}
 
 
 _RESULT = TypeAdapter(StepResult)

@@ -140,7 +140,8 @@ class PromptedDecomposer(Decomposer):
         spec = context.pool[name if name else -1]
         rules = f"{PLAN_INSTRUCTIONS}\nAt most {context.max_steps} subtasks."
         messages = [SystemMessage(rules), HumanMessage(_request(query, context))]
-        reply = yield from ask(ModelCall("decomposer", spec, messages, schema=PLAN_SCHEMA))
+        call = ModelCall("decomposer", spec, messages, schema=PLAN_SCHEMA)
+        reply = yield from ask(call, context.pool.others(spec.name))
         return parse_json(_json_in(reply.text))
 
 

@@ -73,25 +73,7 @@ def fence(tag: str, text: str) -> str:
     return f"<{tag}{digest}>{space}{text}{space}</{tag}{digest}>"
 
 
-class Filled(str):
-    """A template with outputs in the places of its references, which knows them apart."""
-
-    __slots__ = ("outputs", "template")
-
-    template: str
-    outputs: Mapping[str, str]
-
-    @property
-    def fenced(self) -> str:
-        """The same with each output in a fence; a number is no instruction and stands bare."""
-        return _REFERENCE.sub(lambda match: self._fenced(match[1]), self.template)
-
-    def _fenced(self, step: str) -> str:
-        output = self.outputs[step]
-        return output if _NUMBER.fullmatch(output) else fence(step, output)
-
-
-def fill(template: str, outputs: Mapping[str, str]) -> Filled:
+def fill(template: str, outputs: Mapping[str, str]) -> str:
     """Replace each reference in `template` by that step's output.
 
     A single pass of plain substitution: an output that itself holds `{s1}` is a value and is never
@@ -106,9 +88,15 @@ def fill(template: str, outputs: Mapping[str, str]) -> Filled:
             f"a text has more than {MAX_FILLED_CHARS} characters once outputs are filled in: "
             "lower `max_output_tokens`"
         )
-    filled = Filled(_REFERENCE.sub(lambda match: outputs[match[1]], template))
-    filled.template, filled.outputs = template, {step: outputs[step] for step in used}
-    return filled
+    return _REFERENCE.sub(lambda match: outputs[match[1]], template)
+
+
+def fenced(outputs: Mapping[str, str]) -> dict[str, str]:
+    """The outputs of steps, each in a fence; a number is no instruction and stands bare."""
+    return {
+        step: output if _NUMBER.fullmatch(output) else fence(step, output)
+        for step, output in outputs.items()
+    }
 
 
 class Subtask(BaseModel):

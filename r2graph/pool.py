@@ -294,6 +294,11 @@ class ModelPool(BaseModel):
             )
         return self.names.index(name) + 1
 
+    def others(self, name: str) -> list[ModelSpec]:
+        """Whom to ask where a member cannot be reached: the next ones up, then down."""
+        rank = self.rank(name)
+        return [*self.members[rank:], *reversed(self.members[: rank - 1])]
+
     def slot_to_member(self, slot: int, n_slots: int = N_SLOTS) -> ModelSpec:
         """The member that a router's slot stands for.
 

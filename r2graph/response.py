@@ -30,16 +30,20 @@ class Response(TypedDict):
     """CPU time of a model that reports it, else 0."""
 
 
+MAX_REPLY_CHARS = 2**20  # far more than any model writes by itself
+
+
 def read(message: AIMessage, seconds: float, worst: Usage, *, is_json: bool) -> Response:
     """The response in a message; tokens that the provider does not count are the worst case's."""
     said, metadata = message.usage_metadata, message.response_metadata
     content = (metadata.get("logprobs") or {}).get("content") or []
+    text = _text(message, is_json=is_json)
     return Response(
-        text=_text(message, is_json=is_json),
+        text=text[:MAX_REPLY_CHARS],
         input_tokens=said["input_tokens"] if said else worst.input_tokens,
         output_tokens=said["output_tokens"] if said else worst.output_tokens,
         seconds=seconds,
-        truncated=_finish(message) in ("length", "max_tokens"),
+        truncated=_finish(message) in ("length", "max_tokens") or len(text) > MAX_REPLY_CHARS,
         mean_logprob=sum(t["logprob"] for t in content) / len(content) if content else None,
         top_logprobs=[
             {top["token"]: top["logprob"] for top in token.get("top_logprobs") or []}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from r2graph.calls import Flow, ModelCall, Reply, ask
 from r2graph.errors import LimitExceeded, LimitName, ModelCallError
-from r2graph.plan import Subtask
+from r2graph.plan import Subtask, fill
 from r2graph.pricing import to_text
 from r2graph.state import AttemptRecord, Chosen, StepRecord
 from r2graph.turn import Turn
@@ -14,10 +16,14 @@ from r2graph.verify import Attempt
 class StepRun:
     """A step on its way from its prompt to its record."""
 
-    def __init__(self, turn: Turn, step: Subtask, prompt: str, chosen: Chosen) -> None:
+    def __init__(
+        self, turn: Turn, step: Subtask, inputs: Mapping[str, str], chosen: Chosen
+    ) -> None:
         self.turn = turn
         self.step = step
-        self.prompt = prompt
+        self.inputs = inputs
+        """Outputs of the steps that it refers to."""
+        self.prompt = fill(step.text, inputs)
         self.chosen = chosen
         self.attempts: list[AttemptRecord] = []
         self.last: tuple[AttemptRecord, Reply] | None = None
@@ -76,7 +82,7 @@ class StepRun:
 
     def _attempt(self, member: str) -> Flow[bool]:
         verifier = self.turn.deciders.verifier
-        messages = self.turn.messages(self.prompt)
+        messages = self.turn.messages(self.step, self.inputs)
         spec = self.turn.pool[member]
         call = ModelCall("executor", spec, messages, step=self.step.id, logprobs=verifier.logprobs)
         reply = yield from ask(call)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ from r2graph.decompose import Decomposer
 from r2graph.door import Books, Door
 from r2graph.errors import AllocationError, CheckpointError, ModelCallError, R2Error
 from r2graph.limits import Meter
-from r2graph.plan import Filled, Plan, Subtask, parse_json
+from r2graph.plan import Plan, Subtask, fenced, fill, parse_json
 from r2graph.pricing import to_text
 from r2graph.state import (
     Chosen,
@@ -154,13 +154,13 @@ class Turn:
         """What was said before, for models that understand it."""
         return history(self.state["messages"]) if self.pool.language == "any" else []
 
-    def messages(self, prompt: str) -> list[BaseMessage]:
+    def messages(self, step: Subtask, inputs: Mapping[str, str]) -> list[BaseMessage]:
         """What a member is sent for a step; if it follows instructions, outputs are in fences."""
-        sent = prompt
+        prompt = fill(step.text, inputs)
         if self.pool.language == "any" and len(self.plan.subtasks) > 1:
-            sent = prompt.fenced if isinstance(prompt, Filled) else prompt
-            sent += STEP_INSTRUCTION + (FENCE_NOTE if sent != prompt else "")
-        return [*self.history, HumanMessage(sent)]
+            bare, prompt = prompt, fill(step.text, fenced(inputs))
+            prompt += STEP_INSTRUCTION + (FENCE_NOTE if prompt != bare else "")
+        return [*self.history, HumanMessage(prompt)]
 
     @property
     def allocate_context(self) -> AllocateContext:

@@ -16,7 +16,7 @@ from typing import Protocol
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from r2graph.allocate import QUALITY_LEVELS, quality_level
-from r2graph.calls import Flow, ModelCall, Reply, flowing
+from r2graph.calls import Flow, ModelCall, Reply, ask, flowing
 from r2graph.errors import ConfigError, ModelCallError
 from r2graph.plan import fence
 from r2graph.pool import ModelPool, ModelSpec
@@ -134,7 +134,7 @@ class JudgeVerifier(Verifier):
         return (
             Verdict(None, "nobody is strong enough to judge")
             if judge is None
-            else _judged(judge, attempt)
+            else _judged(judge, attempt, context.pool)
         )
 
     def _judge(self, attempt: Attempt, pool: ModelPool) -> ModelSpec | None:
@@ -144,18 +144,19 @@ class JudgeVerifier(Verifier):
         return pool[rank] if rank < len(pool) else None
 
 
-def _judged(judge: ModelSpec, attempt: Attempt) -> Flow[Verdict]:
+def _judged(judge: ModelSpec, attempt: Attempt, pool: ModelPool) -> Flow[Verdict]:
     shown = f"{fence('task', attempt.task)}\n{fence('answer', attempt.output)}"
     messages = [SystemMessage(JUDGE_INSTRUCTIONS), HumanMessage(shown)]
+    call = ModelCall("verifier", judge, messages, step=attempt.step)
     try:
-        reply = yield ModelCall("verifier", judge, messages, step=attempt.step)
+        reply = yield from ask(call, pool.members[pool.rank(judge.name) :])
     except ModelCallError:  # that the judge is down says nothing about the answer
         return Verdict(None, f"{judge.name} could not be asked")
     word = re.match(r"\W*(yes|no)\b", reply.text, re.IGNORECASE)
     if word is None:
-        return Verdict(None, f"{judge.name} gave no verdict")
+        return Verdict(None, f"{reply.member} gave no verdict")
     ok = word[1].lower() == "yes"
-    return Verdict(ok, f"{judge.name} says {'yes' if ok else 'no'}")
+    return Verdict(ok, f"{reply.member} says {'yes' if ok else 'no'}")
 
 
 class AgreementVerifier(Verifier):

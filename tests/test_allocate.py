@@ -173,7 +173,7 @@ def test_a_prompted_allocator_sees_members_prices_and_steps() -> None:
     assert [choice.member for choice in choices] == ["m1", "m3", "m2"]
     assert call.spec.name == "m3"
     assert "2: m2, 10 and 10" in call.messages[0].text
-    assert "s2: 47 * 68" in call.messages[1].text
+    assert "<s2>47 * 68</s2>" in call.messages[1].text
 
 
 @pytest.mark.parametrize("text", ["1 2", "1 2 4", "one two three", "1, 2, 3"])

@@ -188,6 +188,7 @@ def test_errors_that_arrive_before_the_answers_of_the_same_burst_do_not_count_fo
     for sent in burst[13:18]:
         health.succeed(sent)
     assert not health.is_open("a")
+    clock.now += WINDOW_S + 1
     opened(health)
     clock.now += REST_S  # the rest of a first time
     assert health.admit("a")

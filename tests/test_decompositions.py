@@ -132,7 +132,7 @@ def test_a_prompt_is_what_the_deployed_decomposer_sends(tmp_path: Path) -> None:
     assert system["role"] == "system"
     assert system["content"].startswith(PLAN_INSTRUCTIONS)
     assert user["role"] == "user"
-    assert user["content"].endswith(query)
+    assert query in user["content"]
 
 
 def strategyqa(*steps: str) -> dict[str, Any]:

@@ -21,10 +21,12 @@ from uuid import uuid4
 import pytest
 
 from r2graph.errors import LedgerError, LimitExceeded
+from r2graph.graph import create_r2_graph
 from r2graph.ledger import Budget, Ledger, Page
 from r2graph.ledger.database import Connection
 from r2graph.ledger.sqlite import SqliteDatabase
-from tests.postgres import new_database, postgres_server
+from tests.fakes import echo, pool_of
+from tests.postgres import new_schema, postgres_server
 
 __all__ = ["postgres_server"]  # a fixture
 
@@ -39,7 +41,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return str(tmp_path / "ledger.sqlite")
     server: str = request.getfixturevalue("postgres_server")
-    return new_database(server, uuid4().hex)
+    return new_schema(server)
 
 
 @pytest.fixture(params=["file", "memory", "postgres"])
@@ -47,7 +49,7 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     match request.param:
         case "postgres":
             server = request.getfixturevalue("postgres_server")
-            place: str | Path = new_database(server, uuid4().hex)
+            place: str | Path = new_schema(server)
         case "file":
             place = tmp_path / "ledger.sqlite"
         case _:
@@ -182,7 +184,7 @@ def test_a_refusal_leaves_nothing_behind(ledger: Ledger) -> None:
 def test_scopes_have_budgets_of_their_own(ledger: Ledger) -> None:
     mine, yours = (Budget(usd=Decimal(1), scope=name) for name in ("mine", "yours"))
     page(ledger, budget=mine).intend(Decimal(1))
-    assert (ledger.left(mine), ledger.left(yours)) == (0, 1)
+    assert [ledger.left(mine), ledger.left(yours)] == [0, 1]
     assert page(ledger, run="r2", budget=yours).intend(Decimal(1)) == []
 
 
@@ -205,7 +207,7 @@ def test_a_period_has_its_own_total_and_a_call_settles_where_it_was_reserved(
     whole.intend(Decimal(2))
     # Whoever settles has another budget, or another day, than whoever reserved.
     page(ledger, "a", budget=in_all).reply(1, Decimal(3), REPLY)
-    assert (ledger.left(by_day), ledger.left(in_all)) == (6, 7)
+    assert [ledger.left(by_day), ledger.left(in_all)] == [6, 7]
 
 
 def test_no_number_of_threads_passes_the_budget_and_totals_are_exact(ledger: Ledger) -> None:
@@ -554,9 +556,20 @@ def test_a_closed_ledger_is_an_error(ledger: Ledger) -> None:
     asked = page(ledger)
     for _ in range(2):
         ledger.close()
-    for use in (lambda: asked.intend(Decimal(1)), asked.lines, ledger.lines):
+    with pytest.raises(LedgerError):
+        asked.intend(Decimal(1))
+    for look in (asked.lines, ledger.lines):
         with pytest.raises(LedgerError):
-            use()
+            look()
+
+
+async def test_a_graph_whose_ledger_is_closed_fails_with_the_ledgers_error(ledger: Ledger) -> None:
+    graph = create_r2_graph(pool_of(echo()), ledger=ledger)
+    ledger.close()
+    with pytest.raises(LedgerError):
+        graph.invoke("q")
+    with pytest.raises(LedgerError):
+        await graph.ainvoke("q")
 
 
 def test_a_ledger_is_not_pickled(ledger: Ledger) -> None:
@@ -612,7 +625,7 @@ def test_a_server_that_cannot_be_reached_is_an_error_without_its_password(url: s
 
 def test_tables_of_others_are_left_as_they_are(postgres_server: str) -> None:
     psycopg = pytest.importorskip("psycopg")
-    url = new_database(postgres_server, uuid4().hex)
+    url = new_schema(postgres_server)
     with psycopg.connect(url) as others:
         others.execute("CREATE TABLE calls (key TEXT)")
         others.execute("CREATE TABLE totals (key TEXT)")
@@ -626,7 +639,7 @@ def test_tables_of_others_are_left_as_they_are(postgres_server: str) -> None:
 def test_a_reply_that_arrives_while_it_is_doubted_is_not_bought_again(postgres_server: str) -> None:
     from r2graph.ledger.postgres import PostgresDatabase
 
-    url = new_database(postgres_server, uuid4().hex)
+    url = new_schema(postgres_server)
 
     class Slow(PostgresDatabase):
         """Between reading an intent and doubting it, its process records the reply and ends."""
@@ -644,3 +657,24 @@ def test_a_reply_that_arrives_while_it_is_doubted_is_not_bought_again(postgres_s
     assert late.intend(Decimal(4)) is None
     assert states(late) == ["reply"]
     slow.close()
+
+
+def test_a_process_whose_connections_broke_goes_on_and_is_known_to_be_alive(
+    postgres_server: str,
+) -> None:
+    psycopg = pytest.importorskip("psycopg")
+    url = new_schema(postgres_server)
+    with Ledger(url) as ledger:
+        page(ledger, 1).intend(Decimal(1))
+        with psycopg.connect(url) as admin:
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE usename = 'r2' AND pid <> pg_backend_pid()"
+            )
+        assert page(ledger, 2).intend(Decimal(1)) == []
+        with Ledger(url) as rival:
+            assert page(rival, 2).intend(Decimal(1)) is None
+            # Of what it asked before, others cannot know whether anybody waits.
+            assert page(rival, 1).intend(Decimal(1)) is not None
+        page(ledger, 1).reply(1, Decimal(1), REPLY)
+        assert page(ledger, 1).lines()[0].reply == REPLY

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 
 from r2graph import OutcomeCache, create_r2_graph
 from r2graph.calls import ModelCall, Reply
-from r2graph.door import Door
 from r2graph.cli import app
+from r2graph.door import Door
 from r2graph.errors import ConfigError, LimitExceeded, ModelCallError
 from r2graph.evaluation.methods import OneCall
 from r2graph.evaluation.replies import ChargedOutcomes, charge_cpu, record

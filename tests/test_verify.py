@@ -109,7 +109,7 @@ def test_a_judge_is_stronger_than_who_it_judges() -> None:
 
 
 def test_a_judge_that_is_down_says_nothing_about_the_answer() -> None:
-    assert verdict(JudgeVerifier(), attempt(), DOWN).ok is None
+    assert verdict(JudgeVerifier(POOL.names[-1]), attempt(), DOWN).ok is None
 
 
 def test_a_limit_ends_a_check() -> None:

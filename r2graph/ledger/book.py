@@ -88,8 +88,7 @@ class Ledger:
         return budget.usd - (row[0] if row else 0) * PICO
 
     def close(self) -> None:
-        self.writers.shutdown()
-        self._database.close()
+        self._database.close()  # the writers go with the ledger; until then they get its error
 
     def __enter__(self) -> Self:
         return self

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
-from typing import Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from r2graph.errors import LedgerError, MissingExtraError
 from r2graph.ledger.database import TABLES, Connection, check_process
+
+if TYPE_CHECKING:
+    import psycopg
 
 CONNECTIONS = 4
 PATIENCE_S = 30.0
@@ -29,22 +34,32 @@ class PostgresDatabase:
         self._error = psycopg.Error
         self.owner = uuid4().hex
         self._process = os.getpid()
+        self._connect: Callable[[], psycopg.Connection] = partial(
+            psycopg.connect, url, autocommit=True
+        )
+        self._lock = Lock()
         with self._told():
-            self._presence = psycopg.connect(url, autocommit=True)
-            self._presence.execute("SELECT pg_advisory_lock(%s)", (_number(self.owner),))
+            self._presence = self._present(self.owner)
             with self._presence.transaction():
                 # One process alone makes the tables: `IF NOT EXISTS` is not safe in a race.
                 self._presence.execute("SELECT pg_advisory_xact_lock(%s)", (_number("tables"),))
                 for table in TABLES:
                     self._presence.execute(table)
             self._pool = ConnectionPool(
-                url, min_size=1, max_size=CONNECTIONS, timeout=PATIENCE_S, open=True
+                url,
+                min_size=1,
+                max_size=CONNECTIONS,
+                timeout=PATIENCE_S,
+                open=True,
+                check=ConnectionPool.check_connection,  # the server may have been started anew
             )
 
     @contextmanager
     def transaction(self, *, write: bool = True) -> Iterator[Connection]:
         check_process(self._process, _NAME)
         with self._told(), self._pool.connection() as connection:
+            if write:
+                self._stay_present(connection)
             yield _Marked(connection)
 
     def is_gone(self, connection: Connection, owner: str) -> bool:
@@ -57,6 +72,22 @@ class PostgresDatabase:
     def close(self) -> None:
         self._pool.close()
         self._presence.close()
+
+    def _present(self, owner: str) -> psycopg.Connection:
+        """A connection that says that this process is alive: its lock goes when it goes."""
+        connection = self._connect()
+        connection.execute("SELECT pg_advisory_lock(%s)", (_number(owner),))
+        return connection
+
+    def _stay_present(self, connection: psycopg.Connection) -> None:
+        """Take another name if the connection that holds the lock has broken: the first is gone."""
+        query = "SELECT pg_try_advisory_xact_lock_shared(%s)"
+        with self._lock:
+            if connection.execute(query, (_number(self.owner),)).fetchone() == (True,):
+                owner = uuid4().hex
+                broken, self._presence = self._presence, self._present(owner)
+                self.owner = owner
+                broken.close()
 
     @contextmanager
     def _told(self) -> Iterator[None]:

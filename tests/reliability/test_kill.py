@@ -24,7 +24,8 @@ import pytest
 
 from r2graph.ledger import Ledger, Line
 from r2graph.plan import fill, parse_text
-from tests.postgres import new_database, postgres_server
+from tests.conftest import Figure
+from tests.postgres import new_schema, postgres_server
 from tests.reliability.victim import CALLS, Job, Metered, plan
 
 __all__ = ["postgres_server"]  # a fixture
@@ -129,7 +130,7 @@ def on_sqlite(folder: Path, *, ledger: bool = True) -> Place:
 def on_postgres(folder: Path, server: str) -> Place:
     from langgraph.checkpoint.postgres import PostgresSaver
 
-    url = new_database(server, uuid4().hex)
+    url = new_schema(server)
     with PostgresSaver.from_conn_string(url) as saver:
         saver.setup()
     return Place(folder, url, url)
@@ -250,7 +251,7 @@ def storm(victims: Victims, place: Place, shape: str, runs: int, seed: int) -> T
 
     def waits() -> Iterator[float]:
         while True:
-            yield random.uniform(0, usual_s)
+            yield random.uniform(0, 0.8 * usual_s)
 
     for number in range(runs):
         run = str(UUID(int=random.getrandbits(128), version=4))
@@ -267,11 +268,11 @@ def storm(victims: Victims, place: Place, shape: str, runs: int, seed: int) -> T
 @pytest.mark.parametrize("shape", ["chain", "fan"])
 @pytest.mark.parametrize("runs", [4, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_and_buys_nothing_again(
-    victims: Victims, tmp_path: Path, shape: str, runs: int
+    victims: Victims, tmp_path: Path, figure: Figure, shape: str, runs: int
 ) -> None:
     place = on_sqlite(tmp_path)
     tally = storm(victims, place, shape, runs, seed=1)
-    print(f"\nSQLite, {shape}: {tally}")
+    figure(f"kill -9, SQLite, {shape}", tally)
     tally.check(kills=runs // 2)
     Ledger(str(place.ledger)).close()
     left = {file.name for file in tmp_path.iterdir() if file.suffix != ".json"}
@@ -280,19 +281,19 @@ def test_a_killed_run_ends_and_buys_nothing_again(
 
 @pytest.mark.parametrize("runs", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_and_buys_nothing_again_on_postgres(
-    victims: Victims, tmp_path: Path, postgres_server: str, runs: int
+    victims: Victims, tmp_path: Path, postgres_server: str, figure: Figure, runs: int
 ) -> None:
     for shape in ("chain", "fan"):
         place = on_postgres(tmp_path, postgres_server)
         tally = storm(victims, place, shape, runs // 2, seed=2)
-        print(f"\nPostgreSQL, {shape}: {tally}")
+        figure(f"kill -9, PostgreSQL, {shape}", tally)
         tally.check(kills=runs // 4)
 
 
 @pytest.mark.parametrize("world", ["sync", "async"])
 @pytest.mark.parametrize("shape", ["chain", "fan"])
 def test_without_a_ledger_the_same_kill_buys_again_and_nobody_knows(
-    victims: Victims, tmp_path: Path, world: str, shape: str
+    victims: Victims, tmp_path: Path, figure: Figure, world: str, shape: str
 ) -> None:
     # Killed by its fifth step, between the provider's meter and the answer. LangGraph's checkpoints
     # may have the finished steps by then, or not yet; this one surely not.
@@ -303,7 +304,7 @@ def test_without_a_ledger_the_same_kill_buys_again_and_nobody_knows(
         place, tally = on_sqlite(folder, ledger=ledger), Tally()
         job = place.job(shape, world=world, durability="exit", die_in_call=5)
         survive(victims, place, job, iter([60.0] * KILLS), tally)
-        print(f"\n{'ledger' if ledger else 'control'}, {shape}, {world}: {tally}")
+        figure(f"kill -9, {'ledger' if ledger else 'no ledger'}, {shape}, {world}", tally)
         assert (tally.kills, tally.lost, tally.wrong_outputs) == (1, 0, 0)
         found[ledger] = tally
     found[True].check(kills=1)
@@ -337,6 +338,7 @@ def test_two_who_resume_the_same_run_buy_no_call_twice(
     rivals: tuple[Victims, Victims],
     request: pytest.FixtureRequest,
     tmp_path: Path,
+    figure: Figure,
     database: str,
     shape: str,
 ) -> None:
@@ -356,5 +358,5 @@ def test_two_who_resume_the_same_run_buy_no_call_twice(
     assert not recorded & later.keys()
     tally = Tally()
     audit(place, job, "ended", tally)
-    print(f"\n{database}, {shape}, two resumers: {tally}")
+    figure(f"kill -9 and two resumers, {database}, {shape}", tally)
     tally.check(kills=0)

@@ -27,6 +27,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from langgraph.types import Durability
 
 from r2graph.decompose import CheckpointDecomposer
 from r2graph.graph import R2Graph, create_r2_graph
@@ -45,7 +46,7 @@ class Job(TypedDict):
     """`chain`: each step needs the one before; `fan`: the last needs all others."""
     world: str
     """`sync` or `async`."""
-    durability: str
+    durability: Durability
     """LangGraph's: when it writes checkpoints."""
     checkpoints: str
     """A file, or the URL of a PostgreSQL database."""

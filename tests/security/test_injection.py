@@ -24,7 +24,7 @@ from r2graph.allocate import CheckpointAllocator, FixedAllocator
 from r2graph.calls import Flow, ModelCall, flowing
 from r2graph.decompose import PLAN_INSTRUCTIONS, DecomposeContext, Feedback, PromptedDecomposer
 from r2graph.graph import R2Graph, create_r2_graph
-from r2graph.plan import fence, fill, parse_text, render_json
+from r2graph.plan import fence, fenced, fill, parse_text, render_json
 from r2graph.verify import (
     JUDGE_INSTRUCTIONS,
     Attempt,
@@ -417,6 +417,7 @@ def test_plain_tags_would_not_hold_what_spells_their_end() -> None:
 
 def test_what_is_harmless_looks_harmless() -> None:
     plan = "Is {s1} more than {s2}, and why? {s3}"
-    filled = fill(plan, {"s1": "2,850.5", "s2": "3 < 5", "s3": "one\ntwo"})
-    assert filled == "Is 2,850.5 more than 3 < 5, and why? one\ntwo"
-    assert filled.fenced == ("Is 2,850.5 more than <s2>3 < 5</s2>, and why? <s3>\none\ntwo\n</s3>")
+    outputs = {"s1": "2,850.5", "s2": "3 < 5", "s3": "one\ntwo"}
+    assert fill(plan, fenced(outputs)) == (
+        "Is 2,850.5 more than <s2>3 < 5</s2>, and why? <s3>\none\ntwo\n</s3>"
+    )
