@@ -9,13 +9,16 @@ INSTALLED := .venv/.installed
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test check format lab lab-rl
+.PHONY: demo test reliability check format lab lab-rl
 
 demo: $(INSTALLED)  ## install everything into .venv and run the main job on the lab pool
 	$(BIN)/r2graph run "$(QUERY)"
 
 test: $(INSTALLED)  ## the test suite; `make test ARGS="-m slow"` runs what is deselected by default
 	$(BIN)/pytest $(ARGS)
+
+reliability: $(INSTALLED)  ## what is promised of failures, money and attacks, in full; a table of figures
+	$(BIN)/pytest tests/reliability tests/security -m "not gpu and not vllm" $(ARGS)
 
 check: $(INSTALLED)  ## what CI runs: format, lint, types, and the tests (import layers among them)
 	$(BIN)/ruff format --check

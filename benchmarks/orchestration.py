@@ -4,7 +4,8 @@
 
 Both graphs have the same four nodes, run the same plan as LangGraph tasks and call the same model,
 which answers at once. They take turns in one process; the figure is the difference. What it buys:
-prices, limits, deadlines, the bill, checks, escalation, typed errors, events.
+prices, limits, deadlines, the bill, checks, escalation, typed errors, events. The last column is
+the difference with a call ledger in a file, which makes three transactions of each call.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import argparse
 import asyncio
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import process_time
 from typing import Any, TypedDict
 
@@ -23,6 +26,7 @@ from langgraph.graph import END, START, StateGraph
 
 from r2graph import create_r2_graph
 from r2graph.allocate import CheapestFirst
+from r2graph.ledger import Ledger
 from r2graph.plan import fill, parse_text
 from r2graph.verify import FormatVerifier
 from tests.fakes import Planned, echo, pool_of
@@ -107,9 +111,10 @@ def compiled(*nodes: Callable[..., Any]) -> Any:
     return builder.compile()
 
 
-def r2_graph(chat: Any) -> Any:
+def r2_graph(chat: Any, ledger: Ledger | None = None) -> Any:
     return create_r2_graph(
         pool_of(chat),
+        ledger=ledger,
         decomposer=Planned(PLAN),
         allocator=CheapestFirst(),
         verifier=FormatVerifier(),
@@ -140,18 +145,18 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20, help=f"of each graph, in {ROUNDS} rounds")
     runs = parser.parse_args().runs
     print(f"{runs * ROUNDS} runs of {len(SUBTASKS)} steps; CPU milliseconds a step, medians")
-    print("           bare  r2graph  difference")
-    for call, bare in ((invoke, bare_graph(echo())), (ainvoke, bare_async_graph(echo()))):
-        ours = r2_graph(echo())
-        call(bare, runs)  # warm up
-        call(ours, runs)
-        rounds = [
-            (cpu_ms_per_step(call, bare, runs), cpu_ms_per_step(call, ours, runs))
-            for _ in range(ROUNDS)
-        ]
-        plain, own = (median(column) for column in zip(*rounds, strict=True))
-        difference = median(own - plain for plain, own in rounds)
-        print(f"{call.__name__:8} {plain:6.2f} {own:8.2f} {difference:11.2f}")
+    print("           bare  r2graph  difference  with a ledger")
+    with TemporaryDirectory() as home, Ledger(Path(home) / "ledger.sqlite") as ledger:
+        for call, bare in ((invoke, bare_graph(echo())), (ainvoke, bare_async_graph(echo()))):
+            graphs = bare, r2_graph(echo()), r2_graph(echo(), ledger)
+            for graph in graphs:
+                call(graph, runs)  # warm up
+            rounds = [
+                [cpu_ms_per_step(call, graph, runs) for graph in graphs] for _ in range(ROUNDS)
+            ]
+            plain, own, _ = (median(column) for column in zip(*rounds, strict=True))
+            without, kept = (median(each[i] - each[0] for each in rounds) for i in (1, 2))
+            print(f"{call.__name__:8} {plain:6.2f} {own:8.2f} {without:11.2f} {kept:14.2f}")
 
 
 if __name__ == "__main__":

@@ -37,9 +37,17 @@ def test_a_step_moves_up_while_it_is_unsure_and_pays_for_every_attempt(
 
 def test_a_task_is_right_if_all_of_its_steps_are() -> None:
     tasks = [[(PROMPT, RIGHT)], [(PROMPT, RIGHT), (PROMPT, "7")]]
-    row = CASCADES.row(tasks, {PROMPT: 3}, threshold=-0.1)
+    row = CASCADES.row(tasks, {PROMPT: (3, None)}, threshold=-0.1)
     assert row["accuracy"] == 0.5
     assert row["usd"] == pytest.approx(1.5 * 4 * 10 / 1e6)
+
+
+def test_a_check_that_the_allocator_chose_is_made_at_its_own_level() -> None:
+    settled = (-2.0, -0.01)
+    rows = [
+        CASCADES.row([[(PROMPT, "5")]], {PROMPT: (1, check)}, -0.1, settled) for check in (1, None)
+    ]
+    assert [row["accuracy"] for row in rows] == [1.0, 0.0]
 
 
 def test_the_cheapest_within_the_slack_is_chosen() -> None:

@@ -104,10 +104,12 @@ def main() -> None:
     print("the router, by quality level: accuracy / millionths of a dollar")
     thresholds = json.loads((arguments.out / "threshold.json").read_text())["thresholds"]
     for level in range(1, QUALITY_LEVELS + 1):
-        slots = allocated(arguments.out / "router/allocator", steps.prompts, level)
-        start_P = np.array([slots[prompt] - 1 for prompt in steps.prompts])
-        cost_PM, right_PM = steps.climbs(thresholds[level - 1])
-        print(level, *steps.means(cost_PM[every, start_P], right_PM[every, start_P]), sep="  ")
+        chosen = allocated(arguments.out / "router/allocator", steps.prompts, level)
+        start_P = np.array([chosen[prompt][0] - 1 for prompt in steps.prompts])
+        check_P = np.array([(chosen[prompt][1] or level) - 1 for prompt in steps.prompts])
+        cost_PML, right_PML = map(np.dstack, zip(*map(steps.climbs, thresholds), strict=True))
+        at = every, start_P, check_P
+        print(level, *steps.means(cost_PML[at], right_PML[at]), sep="  ")
 
     print("the best start and check of each shape, by what a wrong step is worth")
     climbs = [steps.climbs(-threshold) for threshold in CANDIDATES]

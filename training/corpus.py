@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -48,6 +48,14 @@ MIXTURE = {
     ("scan", "plan"): 0.01,
     ("scan", "whole"): 0.02,
     ("scan", "think"): 0.01,
+}
+# What the router's modules are taught (`training/router_data.py`).
+PLANS = {("arith", "plan"): 0.45, ("geo", "plan"): 0.40, ("scan", "plan"): 0.15}
+ALLOCATIONS = {
+    ("arith", "slots"): 0.30,
+    ("geo", "slots"): 0.35,
+    ("fact", "slots"): 0.33,
+    ("scan", "slots"): 0.02,
 }
 Arrays = dict[str, np.ndarray]
 
@@ -109,24 +117,31 @@ def training_tasks(family: str, draws: int) -> Iterator[Task]:
 
 def tokenised(family: str, draws: int) -> Arrays:
     """Tokens, prompt lengths and row lengths of a family, by bucket."""
-    texts: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for task in training_tasks(family, draws):
-        for form, prompt, completion in rows(task):
-            texts[form].append((f"<s>{prompt}<sep>", f"{completion}</s>"))
+    return bucketed(
+        (f"{family}-{form}", prompt, completion)
+        for task in training_tasks(family, draws)
+        for form, prompt, completion in rows(task)
+    )
+
+
+def bucketed(texts: Iterable[tuple[str, str, str]]) -> Arrays:
+    """Tokens, prompt lengths and row lengths of `(bucket, prompt, completion)`, by bucket."""
+    pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for bucket, prompt, completion in texts:
+        pairs[bucket].append((f"<s>{prompt}<sep>", f"{completion}</s>"))
     encode = build().backend_tokenizer.encode_batch_fast
     arrays: Arrays = {}
-    for form, pairs in texts.items():
+    for name, of_bucket in pairs.items():
         prompts, completions = (
             [encoding.ids for encoding in encode(list(side), add_special_tokens=False)]
-            for side in zip(*pairs, strict=True)
+            for side in zip(*of_bucket, strict=True)
         )
         both = [p + c for p, c in zip(prompts, completions, strict=True)]
-        name = f"{family}-{form}"
         arrays[f"{name}-tokens"] = np.concatenate([np.array(ids, dtype=np.uint8) for ids in both])
         arrays[f"{name}-prompt"] = np.array([len(ids) for ids in prompts], dtype=np.uint8)
         arrays[f"{name}-length"] = np.array([len(ids) for ids in both], dtype=np.uint8)
         mean = arrays[f"{name}-length"].mean()
-        print(f"{name:14} {len(pairs):9,} rows, {mean:5.1f} tokens a row", flush=True)
+        print(f"{name:14} {len(of_bucket):9,} rows, {mean:5.1f} tokens a row", flush=True)
     return arrays
 
 

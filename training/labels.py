@@ -1,11 +1,13 @@
 """Allocator labels: for each quality level the slot on which a step had best start, given that it
-moves up from there while its check fails.
+moves up from there while its check fails, and whether to trust it instead.
 
-A start is judged by what the deployed graph would do with it: the expected cost of all attempts,
+A choice is judged by what the deployed graph would do with it: the expected cost of all attempts,
 and the chance that what is accepted in the end is wrong, which weighs more the higher the level.
 The allocator cannot see an outcome before it chooses, so a label must not either: a prompt that was
 asked once counts as all prompts of its shape do, and only one that was asked again, as it may be
-once more, by its own outcomes. (Its own is among those of its shape, of which there are many.)
+once more, by its own outcomes. (Its own is among those of its shape, of which there are many.) The
+facts of geo are few enough to be learned by heart: each counts by its own outcomes, but for the
+share that even a good memory gets wrong.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -23,11 +25,17 @@ from training.outcomes import MODELS, Outcomes
 
 # By quality level 1 to 10: below which mean log-probability a step moves up, until
 # training/threshold.py has settled it for the trained allocator ...
-CHECK = (-0.2, -0.15, -0.12, -0.1, -0.08, -0.07, -0.06, -0.05, -0.03, -0.01)
+CHECK = (-0.2, -0.15, -0.15, -0.1, -0.1, -0.07, -0.05, -0.04, -0.02, -0.005)
 # ... and how many steps on the strongest model a wrong step is worth: from .15 to 80.
 WRONG = [0.15 * (80 / 0.15) ** (q / (QUALITY_LEVELS - 1)) for q in range(QUALITY_LEVELS)]
 # Of the shape, in outcomes; greedy outcomes of a prompt repeat, so few outweigh it.
 PRIOR_WEIGHT = 0.5
+FORGOTTEN = 0.01  # of the facts, by the trained allocator
+TRUST = 1  # the level of the check where the allocator knows better than the check
+WORTH = 0.05  # a smaller gain is not worth the token that says so
+
+Choice = tuple[int, int | None]
+"""A slot, and the level of the check if it is not the run's."""
 
 
 def shape(text: str) -> str:
@@ -40,9 +48,18 @@ def shape(text: str) -> str:
 
 
 class Labels:
-    """The best start of any step, from recorded outcomes; `prices` are dollars a token, by slot."""
+    """The best choice for any step, from recorded outcomes; `prices` are dollars a token, by slot.
 
-    def __init__(self, tasks: Sequence[Task], outcomes: Outcomes, prices: Sequence[float]) -> None:
+    `facts` are the prompts that can be learned by heart.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        outcomes: Outcomes,
+        prices: Sequence[float],
+        facts: Collection[str] = (),
+    ) -> None:
         # Every step twice: as it is asked, and as its plan has it before references are filled in.
         steps = [
             (prompt, subtask.text, output)
@@ -50,6 +67,7 @@ class Labels:
             for subtask, (_, prompt, output) in zip(task.plan.subtasks, task.steps(), strict=True)
         ]
         self._times = Counter(prompt for prompt, _, _ in steps)
+        self._facts = frozenset(facts)
         right = {prompt: output.split() for prompt, _, output in steps}
         self._row = {prompt: row for row, prompt in enumerate(right)}
         said = [[outcomes.get(model, prompt) for model in MODELS] for prompt in right]
@@ -60,25 +78,44 @@ class Labels:
         for prompt, text, _ in steps:
             for key in {shape(prompt), shape(text)}:
                 self._shapes.setdefault(key, []).append(self._row[prompt])
-        self._losses = [self._loss(level) for level in range(QUALITY_LEVELS)]
+        self._losses: dict[tuple[int, int], np.ndarray] = {}
+        self._known: dict[tuple[str, int], Choice] = {}
 
-    def label(self, text: str, q: int) -> int:
-        """The slot to start on at quality level `q`: the one of the least expected loss."""
-        losses = self._losses[q - 1]
-        prior = losses[self._shapes[shape(text)]].mean(0)
+    def label(self, text: str, q: int) -> Choice:
+        """What to choose at quality level `q`: the slot, and the check, of least expected loss.
+
+        Raises `KeyError` for a shape of step that no task has.
+        """
+        if (text, q) not in self._known:
+            checked, trusted = self._expected(text, q, q), self._expected(text, q, TRUST)
+            worth = trusted.min() < (1 - WORTH) * checked.min()
+            best = trusted if worth else checked
+            self._known[text, q] = int(np.argmin(best)) + 1, TRUST if worth else None
+        return self._known[text, q]
+
+    def _expected(self, text: str, q: int, check: int) -> np.ndarray:
+        """The loss of each start, as far as it can be known."""
+        losses = self._loss(q, check)
+        prior: np.ndarray = losses[self._shapes[shape(text)]].mean(0)
         others = self._times[text] - 1
-        if others > 0:
-            own = losses[self._row[text]]
-            prior = (others * own + PRIOR_WEIGHT * prior) / (others + PRIOR_WEIGHT)
-        return int(np.argmin(prior)) + 1
+        if text in self._facts:
+            own = 1 - FORGOTTEN
+        elif others > 0:
+            own = others / (others + PRIOR_WEIGHT)
+        else:
+            return prior
+        return own * losses[self._row[text]] + (1 - own) * prior
 
-    def _loss(self, level: int) -> np.ndarray:
+    def _loss(self, q: int, check: int) -> np.ndarray:
         """Dollars, prompts x slots: what a start costs with all moves up, wrong ends priced in."""
-        unit = self._costs[:, -1].mean() * WRONG[level]
-        accepted = self._logprobs >= CHECK[level]
+        if (q, check) in self._losses:
+            return self._losses[q, check]
+        unit = self._costs[:, -1].mean() * WRONG[q - 1]
+        accepted = self._logprobs >= CHECK[check - 1]
         loss = np.empty_like(self._costs)
         loss[:, -1] = self._costs[:, -1] + unit * ~self._right[:, -1]
         for slot in reversed(range(len(MODELS) - 1)):
             end = np.where(accepted[:, slot], unit * ~self._right[:, slot], loss[:, slot + 1])
             loss[:, slot] = self._costs[:, slot] + end
+        self._losses[q, check] = loss
         return loss

@@ -1,6 +1,8 @@
-"""Train one of the lab's nine models from scratch (resumable; CPU or GPU).
+"""Train one of the lab's models from scratch, of the pool or of the router (resumable; CPU or GPU).
 
     python -m training.pretrain --model m9 --corpus runs/lab/corpus.npz --out runs/lab/m9
+    python -m training.pretrain --model planner --corpus runs/lab/planner.npz \\
+        --out runs/lab/router/decomposer
 
 One recipe for all sizes: Llama blocks, tied embeddings, Muon on the matrices of the blocks and
 AdamW on the rest (measured: loss .92 against 1.18 for AdamW alone after 600 steps of m6), warm-up
@@ -22,7 +24,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from training.corpus import MIXTURE
+from training.corpus import ALLOCATIONS, MIXTURE, PLANS
 from training.forward import new_loss
 from training.tokenizer import SIZE, build
 
@@ -52,7 +54,10 @@ SIZES = {
     "m7": Size(64, 192, 3, 2, 15_000, 5e-3),
     "m8": Size(96, 256, 3, 3, 8_500, 4e-3),
     "m9": Size(128, 384, 4, 4, 16_500, 3e-3),
+    "planner": Size(16, 48, 3, 2, 70_000, 1e-2),
+    "allocator": Size(16, 48, 3, 2, 45_000, 1e-2),
 }
+MIXTURES = {"planner": PLANS, "allocator": ALLOCATIONS}  # of the others: that of the pool
 
 
 def new_model(size: Size, seed: int) -> LlamaForCausalLM:
@@ -165,7 +170,8 @@ def main() -> None:
     print(f"{arguments.model}: {parameters:,} parameters, steps {first} to {steps}", flush=True)
 
     loss_of = new_loss(model)
-    stream = Rows(arguments.corpus, MIXTURE).batches(arguments.seed, size.batch_tokens)
+    mixture = MIXTURES.get(arguments.model, MIXTURE)
+    stream = Rows(arguments.corpus, mixture).batches(arguments.seed, size.batch_tokens)
     for _ in range(first):
         next(stream)
     began, losses, tokens_seen = time.monotonic(), [], 0

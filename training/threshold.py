@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from r2graph.allocate import QUALITY_LEVELS
+from r2graph.allocate import QUALITY_LEVELS, TOKENS_A_STEP, parse_slots, slots_prompt
+from r2graph.errors import AllocationError
 from r2graph.local.engine import open_engine
 from r2graph.local.generation import Options
 from training.outcomes import MODELS, Outcome, Outcomes, prices
@@ -50,6 +51,7 @@ CANDIDATES = (
 LEVELS = range(1, QUALITY_LEVELS + 1)
 
 Step = tuple[str, str]  # the prompt and the right output
+Choice = tuple[int, int | None]  # the slot, and the level of the check if the allocator says it
 Row = dict[str, float]
 
 
@@ -71,12 +73,26 @@ class Cascades:
         return outcome, cost
 
     def row(
-        self, tasks: Sequence[Sequence[Step]], slots: Mapping[str, int], threshold: float
+        self,
+        tasks: Sequence[Sequence[Step]],
+        chosen: Mapping[str, Choice],
+        threshold: float,
+        settled: Sequence[float] = (),
     ) -> Row:
-        """Accuracy and mean cost of whole tasks."""
+        """Accuracy and mean cost of whole tasks.
+
+        `settled` are the thresholds of lower levels, for steps whose check the allocator chose.
+        """
         right, cost = 0, 0.0
+
+        def climb(prompt: str) -> tuple[Outcome, float]:
+            slot, check = chosen[prompt]
+            if check is not None and check <= len(settled):
+                return self.climb(prompt, slot, settled[check - 1])
+            return self.climb(prompt, slot, threshold)
+
         for steps in tasks:
-            climbs = [(self.climb(p, slots[p], threshold), output) for p, output in steps]
+            climbs = [(climb(prompt), output) for prompt, output in steps]
             right += all(said.text.split() == output.split() for (said, _), output in climbs)
             cost += sum(dollars for (_, dollars), _ in climbs)
         return {
@@ -103,29 +119,40 @@ def main() -> None:
     prompts = list(dict.fromkeys(prompt for steps in tasks for prompt, _ in steps))
     outcomes.fill(prompts)
     cascades = Cascades(outcomes, prices(arguments.pool))
-    chosen = []
+    chosen: list[Row] = []
     for level, slack in enumerate(SLACK, start=1):
-        slots = allocated(arguments.out / "router/allocator", prompts, level)
-        row = choose([cascades.row(tasks, slots, -c) for c in CANDIDATES], slack)
+        starts = allocated(arguments.out / "router/allocator", prompts, level)
+        settled = strictest(chosen)
+        row = choose([cascades.row(tasks, starts, -c, settled) for c in CANDIDATES], slack)
         print(level, row, flush=True)
         chosen.append(row)
-    # A higher quality never accepts what a lower one would not.
-    strictest = [max(row["threshold"] for row in chosen[:level]) for level in LEVELS]
-    text = json.dumps({"thresholds": strictest, "table": chosen}, indent=1)
+    text = json.dumps({"thresholds": strictest(chosen), "table": chosen}, indent=1)
     (arguments.out / "threshold.json").write_text(text + "\n")
 
 
-def allocated(allocator: Path, prompts: Sequence[str], level: int) -> dict[str, int]:
-    """The allocator's slot for each prompt; what does not read as one starts on slot 1."""
+def strictest(chosen: Sequence[Row]) -> list[float]:
+    """Thresholds by level: a higher quality never accepts what a lower one would not."""
+    return [max(row["threshold"] for row in chosen[: at + 1]) for at in range(len(chosen))]
+
+
+def allocated(allocator: Path, prompts: Sequence[str], level: int) -> dict[str, Choice]:
+    """What the allocator chooses for each prompt; what does not read as a choice is slot 1."""
     engine = open_engine(str(allocator), "auto", "float32", 128)
     asked = {
         prompt: engine.submit(
-            [{"role": "user", "content": f"q{level}\ns1: {prompt}"}], Options(max_tokens=1)
+            [{"role": "user", "content": slots_prompt([prompt], level)}],
+            Options(max_tokens=TOKENS_A_STEP),
         )
         for prompt in prompts
     }
-    texts = {prompt: future.result().text for prompt, future in asked.items()}
-    return {p: MODELS.index(t) + 1 if t in MODELS else 1 for p, t in texts.items()}
+    return {prompt: _choice(future.result().text) for prompt, future in asked.items()}
+
+
+def _choice(text: str) -> Choice:
+    try:
+        return parse_slots(text, 1)[0]
+    except AllocationError:
+        return 1, None
 
 
 if __name__ == "__main__":

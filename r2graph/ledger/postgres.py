@@ -10,6 +10,7 @@ from hashlib import sha256
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
+from weakref import finalize
 
 from r2graph.errors import LedgerError, MissingExtraError
 from r2graph.ledger.database import TABLES, Connection, check_process
@@ -76,6 +77,7 @@ class PostgresDatabase:
     def _present(self, owner: str) -> psycopg.Connection:
         """A connection that says that this process is alive: its lock goes when it goes."""
         connection = self._connect()
+        finalize(self, _end, connection, self._process)
         connection.execute("SELECT pg_advisory_lock(%s)", (_number(owner),))
         return connection
 
@@ -106,6 +108,11 @@ class _Marked:
 
     def execute(self, query: str, values: Sequence[Any] = ()) -> Any:
         return self._connection.execute(query.replace("?", "%s"), values)
+
+
+def _end(connection: psycopg.Connection, process: int) -> None:
+    if os.getpid() == process:  # a forked child does not speak for its parent
+        connection.close()
 
 
 def _number(name: str) -> int:

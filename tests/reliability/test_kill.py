@@ -109,7 +109,7 @@ class Place:
             "durability": "async",
             "kill_after_s": None,
             "die_in_call": None,
-            "stalled": False,
+            "dies_for_checkpoint": False,
         }
         places = {
             "run": run,
@@ -285,7 +285,7 @@ def test_a_killed_run_ends_and_buys_nothing_again_on_postgres(
 ) -> None:
     for shape in ("chain", "fan"):
         place = on_postgres(tmp_path, postgres_server)
-        tally = storm(victims, place, shape, runs // 2, seed=2)
+        tally = storm(victims, place, shape, runs // 2, seed=9)
         figure(f"kill -9, PostgreSQL, {shape}", tally)
         tally.check(kills=runs // 4)
 
@@ -318,12 +318,11 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_is_begun_again_under_
     victims: Victims, tmp_path: Path
 ) -> None:
     place, tally = on_sqlite(tmp_path), Tally()
-    job = place.job("chain", stalled=True, kill_after_s=2.0)
+    job = place.job("chain", dies_for_checkpoint=True)
     assert victims.do(job) == "killed"
     recorded = place.recorded(job["run"])
     assert "plan" in recorded
-    job["stalled"], before = False, len(place.metered(job["run"]))
-    job["kill_after_s"] = None
+    job["dies_for_checkpoint"], before = False, len(place.metered(job["run"]))
     how = victims.do(job)
     later = {entry["step"] for entry in place.metered(job["run"])[before:]}
     assert not recorded & later

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from decimal import Decimal
 from pathlib import Path
 from random import Random
@@ -24,7 +25,7 @@ from r2graph.calls import Flow, ModelCall, Role
 from r2graph.decompose import DecomposeContext, Decomposer, PromptedDecomposer
 from r2graph.errors import ModelCallError, PlanError, R2Error
 from r2graph.graph import R2Graph, create_r2_graph
-from r2graph.ledger import Budget, Ledger
+from r2graph.ledger import Budget, Ledger, Page
 from r2graph.limits import Limits
 from r2graph.plan import MAX_SUBTASKS, Plan, Subtask, parse_text
 from r2graph.pool import ModelPool
@@ -157,6 +158,31 @@ def test_when_all_members_are_down_a_run_says_so_within_two_seconds(
     assert max(waits) < 2
 
 
+class Tireless(NeverResting):
+    """The control: as many retries as anyone likes, of members that are never left alone."""
+
+    def may_retry(self) -> bool:
+        return True
+
+
+def test_without_a_bound_on_retries_an_outage_takes_longer(figure: Figure) -> None:
+    graph = create_r2_graph(
+        pool(providers(4, share=1.0, faults=("server",))),
+        decomposer=Planned(PLAN),
+        verifier=FormatVerifier(),
+        limits=Limits(max_retries=10, max_calls=1_000),
+    )
+    graph.defaults.health["provider"] = Tireless(())
+
+    async def one() -> None:
+        with pytest.raises(ModelCallError):
+            await graph.ainvoke({"query": "anyone?"})
+
+    _, waited_s = run(one())
+    figure("control, all down without a bound on retries: seconds waited", f"{waited_s:.2f}")
+    assert waited_s > 2
+
+
 # Members that never answer, or never end.
 
 
@@ -178,13 +204,15 @@ def nothing_is_reserved(ledger: Ledger, budget: Budget) -> None:
     assert budget.usd - ledger.left(budget) == total
 
 
-def hanging(kind: type[SilentProvider], ledger: Ledger, budget: Budget) -> tuple[R2Graph, Any]:
+def hanging(
+    kind: type[SilentProvider], ledger: Ledger, budget: Budget, deadline_s: float = DEADLINE_S
+) -> tuple[R2Graph, Any]:
     chats = providers(3, kind)
     graph = create_r2_graph(
         pool(chats),
         decomposer=Planned(PLAN),
         verifier=FormatVerifier(),
-        limits=Limits(deadline_s=DEADLINE_S),
+        limits=Limits(deadline_s=deadline_s),
         pool_budget=budget,
         ledger=ledger,
     )
@@ -272,6 +300,42 @@ def test_a_provider_that_blocks_its_thread_holds_no_run_up(
     while threading.active_count() > threads_before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert threading.active_count() <= threads_before
+
+
+async def test_without_a_deadline_a_silent_provider_holds_a_run_up(ledger: Ledger) -> None:
+    graph, _ = hanging(SilentProvider, ledger, RICH, deadline_s=60)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(DEADLINE_S + GRACE_S):
+            await graph.ainvoke({"query": "anyone?"})
+    nothing_is_reserved(ledger, RICH)
+
+
+class Forgetful(Page):
+    """The control: whoever is stopped does not say so."""
+
+    def doubt(self, number: int) -> None:
+        pass
+
+
+class ForgetfulLedger(Ledger):
+    def page(self, *args: Any, **options: Any) -> Page:
+        page = super().page(*args, **options)
+        return Forgetful(*(getattr(page, field.name) for field in fields(page)))
+
+
+async def test_a_ledger_that_is_not_told_of_a_cancelled_call_has_it_reserved_for_ever(
+    tmp_path: Path,
+) -> None:
+    with ForgetfulLedger(tmp_path / "ledger.sqlite") as ledger:
+        graph, chats = hanging(SilentProvider, ledger, RICH)
+        task = asyncio.ensure_future(graph.ainvoke({"query": "anyone?"}))
+        async with asyncio.timeout(10):
+            while not chats[0].till.calls:  # noqa: ASYNC110 - a number
+                await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert "intent" in {line.state for line in ledger.lines()}
 
 
 @pytest.mark.parametrize("runs", [10, pytest.param(100, marks=slow)])

@@ -57,8 +57,8 @@ class Job(TypedDict):
     kill_after_s: float | None
     die_in_call: int | None
     """The call of this process that kills it, after it was metered and before it is answered."""
-    stalled: bool
-    """No checkpoint is ever written."""
+    dies_for_checkpoint: bool
+    """It dies where its first checkpoint is due, once a reply is in the ledger."""
 
 
 class Metered(TypedDict):
@@ -126,11 +126,16 @@ class MeteredChat(FakeChat):
         return result
 
 
-class StalledSaver(SqliteSaver):
-    """Never gets round to writing a checkpoint."""
+class DyingSaver(SqliteSaver):
+    """Is so slow with its first checkpoint that a reply gets into the ledger; then it dies."""
+
+    ledger: str
 
     def put(self, *args: Any, **options: Any) -> Any:
-        time.sleep(HUNG_S)
+        with Ledger(self.ledger) as ledger:
+            while not any(line.reply for line in ledger.lines()):
+                time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def graph_of(job: Job, saver: BaseCheckpointSaver[Any], ledger: Ledger | None) -> R2Graph:
@@ -159,8 +164,10 @@ def blocking_saver(job: Job) -> Iterator[BaseCheckpointSaver[Any]]:
         with PostgresSaver.from_conn_string(job["checkpoints"]) as saver:
             yield saver
     else:
-        kind = StalledSaver if job["stalled"] else SqliteSaver
-        with kind.from_conn_string(job["checkpoints"]) as file:
+        with SqliteSaver.from_conn_string(job["checkpoints"]) as file:
+            if job["dies_for_checkpoint"]:
+                file = DyingSaver(file.conn)
+                file.ledger = str(job["ledger"])
             yield file
 
 
