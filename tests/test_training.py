@@ -1,14 +1,17 @@
 """Training: the loss that is written out is that of transformers, and what models are taught."""
 
-import json
 from random import Random
 
 import pytest
 import torch
 
 from r2graph.lab import arith
+from r2graph.lab.task import Task
+from r2graph.plan import single
 from training.corpus import rows, target
 from training.forward import new_loss
+from training.labels import Choice, Labels
+from training.outcomes import Outcome
 from training.pretrain import SIZES, new_model
 from training.router_data import allocation_rows
 
@@ -41,21 +44,47 @@ def test_each_operation_is_taught_under_its_kind() -> None:
 
 
 class ByReference:
-    """Slot 2 for a step with references to be filled in, slot 5 for any other."""
+    """Slot 2 for a step with references to be filled in, slot 5 and trust for any other."""
 
-    def label(self, text: str, q: int) -> int:
-        return 2 if "{" in text else 5
+    def label(self, text: str, q: int) -> Choice:
+        return (2, None) if "{" in text else (5, 1)
 
 
-def test_the_allocator_is_taught_to_check_each_step_at_the_level_it_is_asked_at() -> None:
-    lines = allocation_rows(arith.task("47 * 6 - 5000"), ByReference(), Random(1))  # type: ignore[arg-type]
-    taught = [json.loads(line) for line in lines]
-    asked = [row["prompt"][0]["content"].split("\n") for row in taught]
-    answers = [row["completion"][0]["content"] for row in taught]
-    a, b = asked[0][0], asked[2][0]
-    assert a != b
-    assert [steps for _, *steps in asked] == [
+def test_the_allocator_is_taught_the_plan_and_each_step_that_it_is_asked_about_again() -> None:
+    rows = list(allocation_rows(arith.task("47 * 6 - 5000"), ByReference(), Random(1)))  # type: ignore[arg-type]
+    assert [prompt.split("\n")[1:] for prompt, _ in rows] == [
         ["s1: 47 * 6", "s2: {s1} - 5000"],
         ["s1: 282 - 5000"],
-    ] * 2
-    assert answers == ["m5 m2", "m5", "m5 m2", "m5"]
+    ]
+    assert [completion for _, completion in rows] == ["m5 q1 m2", "m5 q1"]
+
+
+def outcome(model: str, prompt: str, text: str, confidence: float) -> Outcome:
+    return Outcome(model, prompt, text, confidence, 10)
+
+
+class Recorded:
+    """m3 and up are right and sure; m1 says yes to all, surely; m2 is right of Oslo, but unsure."""
+
+    def get(self, model: str, prompt: str) -> Outcome:
+        right = "Norway" if prompt.endswith("Oslo") else "Mali"
+        if model == "m1":
+            return outcome(model, prompt, "yes", 0.999)
+        if model == "m2":
+            return outcome(model, prompt, "Norway", 0.85)
+        return outcome(model, prompt, right, 0.999)
+
+
+def country(city: str, name: str) -> Task:
+    text = f"country of {city}"
+    return Task("geo", text, name, single(text), {"s1": name}, {"s1": "fact"})
+
+
+def test_a_label_trusts_what_is_known_by_heart_and_guesses_by_shape_what_is_not() -> None:
+    tasks = [country("Oslo", "Norway"), *[country(f"Bamako {n}", "Mali") for n in range(9)]]
+    prices = [2.0**slot for slot in range(9)]
+    known = Labels(tasks, Recorded(), prices, facts=["country of Oslo"])  # type: ignore[arg-type]
+    assert known.label("country of Oslo", 2) == (2, 1)
+    assert known.label("country of Bamako 1", 9) == (3, None)
+    unknown = Labels(tasks, Recorded(), prices)  # type: ignore[arg-type]
+    assert unknown.label("country of Oslo", 2) == (3, None)

@@ -18,42 +18,23 @@ from pathlib import Path
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 RUNS = Path("runs/lab")
-DECOMPOSER_BASE, ALLOCATOR_BASE = "m5", "m3"
-FAST = ("--learning-rate", "2e-3")
+MODULES = {"decomposer": "planner", "allocator": "allocator"}  # as `training/pretrain.py` has them
 
 Stage = tuple[str, Path, list[str]]  # name, the file that says it is done, module and arguments
 
 
-def pretrain(model: str) -> Stage:
-    out = RUNS / model
-    arguments = ["--model", model, "--corpus", str(RUNS / "corpus.npz"), "--out", str(out)]
-    return model, out / "training.json", ["training.pretrain", *arguments]
+def pretrain(model: str, corpus: str = "corpus", out: str | None = None) -> Stage:
+    folder = RUNS / (out or model)
+    arguments = ["--model", model, "--corpus", str(RUNS / f"{corpus}.npz"), "--out", str(folder)]
+    return model, folder / "training.json", ["training.pretrain", *arguments]
 
 
-def fine_tune(course: str, base: Path, data: str, *settings: str) -> Stage:
-    out = RUNS / "router" / course
-    arguments = ["--base", str(base), "--data", str(RUNS / f"{data}.jsonl")]
-    done = out / "model.safetensors"
-    return course, done, ["training.sft", *arguments, "--out", str(out), *settings]
-
-
-def router_data(module: str) -> Stage:
-    arguments = ["--pool", str(RUNS), "--out", str(RUNS), "--only", module]
-    name = f"{module} data"
-    return name, RUNS / f"{module}.jsonl", ["training.router_data", *arguments]
-
-
-def decomposer() -> list[Stage]:
-    """Three courses: precedence takes a small planner long, and names fade meanwhile."""
-    first, second = RUNS / "router/decomposer", RUNS / "router/decomposer-arith"
-    last = ("--epochs", "2", "--learning-rate", "1.5e-3")
-    return [
-        router_data("decomposer"),
-        fine_tune("decomposer", RUNS / DECOMPOSER_BASE, "decomposer", *FAST),
-        router_data("decomposer-arith"),
-        fine_tune("decomposer-arith", first, "decomposer-arith", *FAST),
-        fine_tune("decomposer-last", second, "decomposer", *last),
-    ]
+def module(name: str) -> list[Stage]:
+    """A module of the router: what it is taught, and its training."""
+    model = MODULES[name]
+    arguments = ["--pool", str(RUNS), "--out", str(RUNS), "--only", model]
+    data = f"{model} data", RUNS / f"{model}.npz", ["training.router_data", *arguments]
+    return [data, pretrain(model, model, f"router/{name}")]
 
 
 CORPUS: Stage = (
@@ -63,18 +44,14 @@ CORPUS: Stage = (
 )
 LANES = (
     [*map(pretrain, ("m9", "m1", "m2", "m3"))],
-    [*map(pretrain, ("m6", "m5", "m7", "m8", "m4")), *decomposer()],
+    [*map(pretrain, ("m6", "m5", "m7", "m8", "m4")), *module("decomposer")],
 )
 THRESHOLD: Stage = (
     "threshold",
     RUNS / "threshold.json",
     ["training.threshold", "--pool", str(RUNS), "--out", str(RUNS)],
 )
-FINISH = [
-    router_data("allocator"),
-    fine_tune("allocator", RUNS / ALLOCATOR_BASE, "allocator", "--epochs", "3", *FAST),
-    THRESHOLD,
-]
+FINISH = [*module("allocator"), THRESHOLD]
 
 
 def run(stages: list[Stage], progress: Progress) -> None:

@@ -18,7 +18,7 @@ import yaml
 
 from r2graph import load_router
 from training.alternate import write_card
-from training.lab import ALLOCATOR_BASE, DECOMPOSER_BASE
+from training.lab import MODULES
 from training.outcomes import MODELS
 
 PACKAGE = Path(__file__).parent.parent / "r2graph"
@@ -65,19 +65,23 @@ library_name: transformers
 ---
 # {module} of the r2graph lab's router
 
-`{base}` of the lab's pool, fine-tuned with TRL's `SFTTrainer` (`python -m training.sft`, part of
-`make lab`; seed 1)
-on {rows:,} rows of `training/router_data.py` ({files}; sha256 in `router.yaml`).
-{purpose}
+A decoder-only transformer (Llama blocks) of {parameters:,} parameters, taught from random weights
+and taught nothing else. {purpose}
+
+- Made by: `python -m training.pretrain --model {model} --corpus runs/lab/{model}.npz --out
+  runs/lab/router/{module}` (part of `make lab`), {steps:,} steps, seed {seed}.
+- From: `training/router_data.py` (seed 2): {data}
+- How good it is: README.md, docs/lab.md.
 """
-# Base, data and last course of fine-tuning of each module.
-MODULES = {
-    "decomposer": (DECOMPOSER_BASE, ("decomposer", "decomposer-arith"), "decomposer-last"),
-    "allocator": (ALLOCATOR_BASE, ("allocator",), "allocator"),
-}
 PURPOSE = {
     "decomposer": "Asked `plan: QUERY`, it writes the plan in r2graph's plan language.",
-    "allocator": "Asked `q9` and a line for each subtask, it writes a slot for each, `m1` to `m9`.",
+    "allocator": "Asked `q9` and a line for each subtask, it writes a slot for each, `m1` to `m9`, "
+    "and `q1` after it where the step's output is to be trusted.",
+}
+DATA = {
+    "decomposer": "oracle plans of training queries.",
+    "allocator": "labels from what each model of the pool answered to the steps of training "
+    "queries\n  and to every fact of the geo family (GeoNames, CC BY 4.0).",
 }
 TRAINED_CARD = """\
 ---
@@ -88,7 +92,7 @@ library_name: transformers
 
 {purpose}
 
-- From: the {module} of `lab-sft`, in `../../router-sft` ({base}).
+- From: the {module} of `lab-sft`, in `../../router-sft`.
 - Made by: {trained_with} (`{command} --config training/configs/lab.yaml --router lab-sft`; seed
   {seed}). Prompts are training queries of `training/rl_data.py`, their sha256 is in `router.yaml`;
   rewards are those of `training/rewards.py`, through the deployed graph.
@@ -145,29 +149,21 @@ def ship_trained_router(source: Path) -> None:
 def ship_router(runs: Path) -> None:
     target = PACKAGE / "lab/artefacts/router-sft"
     digests, prices = hashlib.sha256(), {}
-    for module, (base, data, course) in MODULES.items():
-        texts = [(runs / f"{name}.jsonl").read_bytes() for name in data]
-        for text in texts:
-            digests.update(text)
-        copy_model(runs / "router" / course, target / module)
-        parameters = json.loads((runs / base / "training.json").read_text())["parameters"]
-        price = f"{parameters / 1e6:.6f}"
+    for module, model in MODULES.items():
+        digests.update((runs / f"{model}.npz").read_bytes())
+        copy_model(runs / "router" / module, target / module)
+        made = json.loads((runs / "router" / module / "training.json").read_text())
+        price = f"{made['parameters'] / 1e6:.6f}"
         prices[module] = {"input_per_mtok": price, "output_per_mtok": price}
-        card = ROUTER_CARD.format(
-            module=module,
-            base=base,
-            rows=sum(text.count(b"\n") for text in texts),
-            files=" and ".join(f"`{name}.jsonl`" for name in data),
-            purpose=PURPOSE[module],
-        )
+        card = ROUTER_CARD.format(module=module, purpose=PURPOSE[module], data=DATA[module], **made)
         (target / module / "README.md").write_text(card)
     router = {
         "format": 1,
         "name": "lab-sft",
         "language": "lab",
         "n_slots": len(MODELS),
-        "base": f"decomposer: {DECOMPOSER_BASE}, allocator: {ALLOCATOR_BASE} of the lab's pool",
-        "trained_with": "SFT with TRL's SFTTrainer",
+        "base": "random weights",
+        "trained_with": "supervised training (training/pretrain.py)",
         "command": "make lab",
         "seed": 1,
         "data_sha256": digests.hexdigest(),
