@@ -117,7 +117,7 @@ def _run_step(step: str) -> StepResult:
     board = _BOARD.get()
     for needed in board.steps[step].depends_on:
         board.accept(needed, board.futures[needed].result())
-    door = board.turn.open_door()
+    door = board.turn.open_door(step)
     return drive(board.solve(board.steps[step], door.bill), door)
 
 
@@ -125,7 +125,7 @@ async def _arun_step(step: str) -> StepResult:
     board = _BOARD.get()
     for needed in board.steps[step].depends_on:
         board.accept(needed, await board.futures[needed])
-    door = board.turn.open_door()
+    door = board.turn.open_door(step)
     return await adrive(board.solve(board.steps[step], door.bill), door)
 
 

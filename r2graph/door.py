@@ -54,11 +54,12 @@ POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """A ledger, and which run and round of it this door's calls belong to."""
+    """A ledger, and which run, round and step of it this door's calls belong to."""
 
     ledger: Ledger
     run: str
     round: int = 0
+    step: str | None = None
     budget: Budget | None = None
     """Of all runs together."""
 
@@ -422,10 +423,10 @@ class Door:
             return None
         books = self._books
         request = [books.round, call.sample, *content(call, self._limits.max_output_tokens)]
-        alike = json.dumps([call.role, call.spec.name, call.step, request], default=repr)
+        names = call.role, call.spec.name, call.step or books.step
+        alike = json.dumps([*names, request], default=repr)
         self._made[alike] = self._made.get(alike, 0) + 1  # a retry of ours is a try of one page
         request.append(self._made[alike])
-        names = call.role, call.spec.name, call.step
         return books.ledger.page(books.run, *names, request, books.budget)
 
 

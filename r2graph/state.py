@@ -313,6 +313,10 @@ def read_input(given: object) -> tuple[str, list[BaseMessage]]:
     query = next((m.text for m in reversed(messages) if isinstance(m, HumanMessage)), "")
     if not query.strip():
         raise EmptyQueryError
+    try:
+        query.encode()
+    except UnicodeEncodeError:
+        raise QueryError("the query holds half of a surrogate pair: it is no text") from None
     return query.strip(), messages
 
 

@@ -89,12 +89,12 @@ class Turn:
         progress: object = self.state.get("progress")
         return not isinstance(progress, dict) or progress.get("run_id") != self.state["run_id"]
 
-    def open_door(self) -> Door:
-        """A door with a bill of its own, on the meter of the run."""
+    def open_door(self, step: str | None = None) -> Door:
+        """A door with a bill of its own, on the meter of the run; each step has one."""
         run, books = self.run, None
         if run.ledger is not None:
             name, round_ = self.state["run_id"], self.progress["round"]
-            books = Books(run.ledger, name, round_, run.pool_budget)
+            books = Books(run.ledger, name, round_, step, run.pool_budget)
         return Door(
             self.meter, run.gate, run.agate, outcomes=run.outcomes, health=run.health, books=books
         )

@@ -72,7 +72,7 @@ def door(
     gate: threading.Semaphore | None = None,
     **limits: Any,
 ) -> Door:
-    books = None if ledger is None else Books(ledger, "run 1", 0, pool_budget)
+    books = None if ledger is None else Books(ledger, "run 1", budget=pool_budget)
     meter = Meter(Limits(**limits), None if budget is None else Decimal(budget))
     return Door(meter, gate, agate, outcomes=outcomes, health=health, books=books)
 
@@ -590,6 +590,14 @@ async def test_the_same_question_asked_twice_in_a_run_is_two_calls(
     for _ in range(2):
         assert await run(twice(), door(ledger=ledger)) == ["one", "two"]
     assert len(ledger.lines()) == 2
+
+
+async def test_the_same_question_of_two_steps_is_two_calls(run: Drive, ledger: Ledger) -> None:
+    chat = scripted("one", "two")
+    for step, said in [("s1", "one"), ("s2", "two"), ("s1", "one")]:
+        through = Door(Meter(Limits()), books=Books(ledger, "run 1", step=step))
+        assert (await run(once(chat), through)).text == said
+    assert [line.step for line in ledger.lines()] == ["s1", "s2"]
 
 
 class FullDisk(Ledger):

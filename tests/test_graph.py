@@ -184,6 +184,11 @@ async def test_a_query_comes_in_many_forms(run: Invoke, given: Any) -> None:
     assert (await run(graph, given))["answer"] == "[the query]"
 
 
+async def test_half_of_a_surrogate_pair_is_refused(run: Invoke) -> None:
+    with pytest.raises(QueryError, match="surrogate"):
+        await run(graph_of(echo()), "a \ud800 b")
+
+
 @pytest.mark.parametrize("given", ["", " \n", {"query": ""}, {}, {"messages": []}, {"qery": "a"}])
 async def test_an_empty_query_is_refused(run: Invoke, given: Any) -> None:
     with pytest.raises(EmptyQueryError):

@@ -187,7 +187,7 @@ async def test_a_new_period_has_a_budget_of_its_own(tmp_path: Path) -> None:
 
         async def spend_all(run: str) -> Decimal:
             through = Door(
-                Meter(Limits(max_output_tokens=REPLY_TOKENS)), books=Books(ledger, run, 0, budget)
+                Meter(Limits(max_output_tokens=REPLY_TOKENS)), books=Books(ledger, run, budget=budget)
             )
             before = chat.till.owed
             with pytest.raises(LimitExceeded, match="pool_budget"):
