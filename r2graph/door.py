@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
@@ -13,7 +13,6 @@ from contextlib import (
     nullcontext,
     suppress,
 )
-from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from itertools import count
@@ -22,6 +21,7 @@ from typing import Any, cast
 
 from langchain_core.messages import AIMessage
 
+from r2graph.attempt import Act, Acts, Attempt, Books, Failure, Send, Wait, Write
 from r2graph.breaker import Health, Pass
 from r2graph.calls import Entry, Flow, Mark, ModelCall, Reply, T, worst_usage
 from r2graph.errors import (
@@ -32,11 +32,11 @@ from r2graph.errors import (
     ModelCallError,
     R2Error,
 )
-from r2graph.ledger import Budget, Ledger, Line, Page
-from r2graph.limits import Limits, Meter
+from r2graph.ledger import Line, Page
+from r2graph.limits import Meter
 from r2graph.outcome_cache import OutcomeCache
 from r2graph.pricing import Usage, to_text
-from r2graph.request import Request, content
+from r2graph.request import content
 from r2graph.response import (
     RESPONSE_FORMAT,
     Response,
@@ -44,81 +44,13 @@ from r2graph.response import (
     may_be_billed,
     read,
     retry_after_s,
+    usage_of,
 )
 
 RETRIED: frozenset[CallErrorKind] = frozenset({"rate_limit", "server"})  # no answer costs time
 OF_THE_CALL: frozenset[CallErrorKind] = frozenset({"bad_request"})  # says nothing of the member
 PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0  # before the first retry at most, doubled for each further one
 POLL_S = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Books:
-    """A ledger, and which run, round and step of it this door's calls belong to."""
-
-    ledger: Ledger
-    run: str
-    round: int = 0
-    step: str | None = None
-    budget: Budget | None = None
-    """Of all runs together."""
-
-
-# What the door's work, a generator as flows are, asks for: it is the same for sync and async.
-@dataclass(frozen=True, slots=True)
-class _Wait:
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Write:
-    """Work on the ledger."""
-
-    work: Callable[[], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Send:
-    """A request; the answer is the message, or the error that the chat model raised."""
-
-    attempt: _Attempt
-
-
-_Act = _Wait | _Write | _Send
-_Acts = Generator[_Act, Any, T]
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    kind: CallErrorKind
-    retry_after_s: float | None = None
-
-
-class _Attempt:
-    """One try of a call: what it holds until it is settled."""
-
-    def __init__(self, call: ModelCall, limits: Limits, page: Page | None) -> None:
-        self.call = call
-        self.page = page
-        self.leave: Pass | None = None
-        """Of the breaker."""
-        self.request = Request(call, limits.max_output_tokens)
-        self.ticket: int | None = None
-        """Of the reservation on the run's meter."""
-        self.number = 0
-        """Of the try in the ledger, from 1; 0 before the intent is there."""
-        self.earlier: Sequence[Line] = ()
-        self.is_sent = False
-        self.is_settled = False
-
-    def intend(self) -> bool:
-        """Enter it in the ledger; kept here, for whoever asked may be gone by then."""
-        assert self.page is not None
-        earlier = self.page.intend(self.request.worst_cost)
-        if earlier is None:
-            return False
-        self.earlier, self.number = earlier, len(earlier) + 1
-        return True
 
 
 class Door:
@@ -171,14 +103,14 @@ class Door:
                     return cast(Reply, end.value)
                 done = await self._ado(act)
 
-    def _do(self, act: _Act) -> Any:
+    def _do(self, act: Act) -> Any:
         match act:
-            case _Wait(seconds):
+            case Wait(seconds):
                 time.sleep(seconds)
                 return None
-            case _Write(work):
+            case Write(work):
                 return work()
-            case _Send(attempt):
+            case Send(attempt):
                 with self._gate:
                     timeout_s = self._sending(attempt)
                     try:
@@ -186,13 +118,13 @@ class Door:
                     except Exception as error:  # noqa: BLE001 - any provider's
                         return error
 
-    async def _ado(self, act: _Act) -> Any:
+    async def _ado(self, act: Act) -> Any:
         match act:
-            case _Wait(seconds):
+            case Wait(seconds):
                 return await asyncio.sleep(seconds)
-            case _Write(work):
+            case Write(work):
                 return await self._written(work)
-            case _Send(attempt):
+            case Send(attempt):
                 async with self._agate:
                     timeout_s = self._sending(attempt)
                     try:
@@ -217,14 +149,14 @@ class Door:
             writing.exception()  # or asyncio complains that nobody has looked at it
             raise
 
-    def _sending(self, attempt: _Attempt) -> float:
+    def _sending(self, attempt: Attempt) -> float:
         """From here on the call may be billed. Returns for how long it may take."""
         if (left_s := self.meter.left_s) <= 0:  # it waited at the gate
             raise LimitExceeded("deadline")
         attempt.is_sent = True
         return min(self._limits.call_timeout_s, left_s)
 
-    def _answered(self, call: ModelCall) -> _Acts[Reply]:
+    def _answered(self, call: ModelCall) -> Acts[Reply]:
         """The one retry loop."""
         page = self._page(call)
         billed: set[int] = set()  # tries of this call
@@ -234,22 +166,22 @@ class Door:
                 return found
             if attempt == 1 and (known := self._recall(call)) is not None:
                 return known
-            outcome = yield from self._tried(_Attempt(call, self._limits, page), billed)
+            outcome = yield from self._tried(Attempt(call, self._limits, page), billed)
             if isinstance(outcome, Reply):
                 return outcome
             if outcome is None:  # another process has sent it
-                yield _Wait(POLL_S)
+                yield Wait(POLL_S)
                 continue
             failures += 1
             pause = self._pause(call, outcome, failures)
             if pause is None:
                 raise ModelCallError(call.spec.name, outcome.kind)
-            yield _Wait(pause)
+            yield Wait(pause)
         raise AssertionError  # `count` has no end
 
-    def _found(self, call: ModelCall, page: Page, billed: set[int]) -> _Acts[Reply | None]:
+    def _found(self, call: ModelCall, page: Page, billed: set[int]) -> Acts[Reply | None]:
         """The reply that this run has paid for already."""
-        lines: list[Line] = yield _Write(page.lines)
+        lines: list[Line] = yield Write(page.lines)
         # Not always the last: of two processes that bought it, the first may have been slower.
         at = next((at for at, line in enumerate(lines) if line.reply is not None), None)
         if at is None:
@@ -258,7 +190,7 @@ class Door:
         self._catch_up(call, lines, billed)
         response, cost = cast(Response, lines[at].reply), lines[at].usd
         self.meter.charge(cost, 1)
-        usage = _usage(response)
+        usage = usage_of(response)
         self._enter(call, usage, cost, ok=True)
         return _reply(call, response, usage, cost)
 
@@ -267,7 +199,7 @@ class Door:
         if self._outcomes is None or (kept := self._outcomes.get(self._key(call))) is None:
             return None
         response = cast(Response, kept)
-        usage = _usage(response)
+        usage = usage_of(response)
         cost = call.spec.price.cost(usage)
         ticket = self.meter.reserve(
             call.spec.price.cost(worst_usage(call, self._limits.max_output_tokens))
@@ -276,20 +208,20 @@ class Door:
         self._enter(call, usage, cost, ok=True, mark="cached")
         return _reply(call, response, usage, cost)
 
-    def _tried(self, attempt: _Attempt, billed: set[int]) -> _Acts[Reply | _Failure | None]:
+    def _tried(self, attempt: Attempt, billed: set[int]) -> Acts[Reply | Failure | None]:
         """Send the call once; `None` if another process has."""
         call = attempt.call
         attempt.leave = self._health.admit(call.spec.name)
         if attempt.leave is None:
-            return _Failure("unavailable")
+            return Failure("unavailable")
         try:
             attempt.ticket = self.meter.reserve(attempt.request.worst_cost)
             if attempt.page is not None:
-                if not (yield _Write(attempt.intend)):
+                if not (yield Write(attempt.intend)):
                     return None
                 self._catch_up(call, attempt.earlier, billed)
                 billed.add(attempt.number)
-            answer = yield _Send(attempt)
+            answer = yield Send(attempt)
             attempt.is_settled = True
         finally:
             if not attempt.is_settled:
@@ -302,7 +234,7 @@ class Door:
             return (yield from self._failed(attempt, error))
         return (yield from self._accepted(attempt, response, answer.usage_metadata is not None))
 
-    def _abandon(self, attempt: _Attempt) -> None:
+    def _abandon(self, attempt: Attempt) -> None:
         """Give back what a call holds that was not sent, or whose answer nobody waits for.
 
         Not a step of the generator: it may be closing.
@@ -319,27 +251,27 @@ class Door:
                 else:
                     attempt.page.fail(attempt.number, Decimal(0), "not sent")
 
-    def _read(self, attempt: _Attempt, message: AIMessage) -> Response:
+    def _read(self, attempt: Attempt, message: AIMessage) -> Response:
         request, is_json = attempt.request, attempt.call.schema is not None
         response = read(message, request.seconds, request.worst_usage, is_json=is_json)
-        _usage(response)  # numbers that make no sense are refused here
+        usage_of(response)  # numbers that make no sense are refused here
         json.dumps(response)  # and what is not plain
         return response
 
-    def _accepted(self, attempt: _Attempt, response: Response, counted: bool) -> _Acts[Reply]:
+    def _accepted(self, attempt: Attempt, response: Response, counted: bool) -> Acts[Reply]:
         """Settle a call that was answered, and keep the response."""
-        call, usage = attempt.call, _usage(response)
+        call, usage = attempt.call, usage_of(response)
         cost = call.spec.price.cost(usage)
         self._health.succeed(cast(Pass, attempt.leave))
         self._settle(attempt, usage, cost, ok=True, estimated=not counted)
         if attempt.page is not None:
-            yield _Write(partial(attempt.page.reply, attempt.number, cost, response))
+            yield Write(partial(attempt.page.reply, attempt.number, cost, response))
         if self._outcomes is not None and counted:
             call.spec.identify()  # its files may have changed before they were loaded
             self._outcomes.put(self._key(call), response)
         return _reply(call, response, usage, cost)
 
-    def _failed(self, attempt: _Attempt, error: Exception) -> _Acts[_Failure]:
+    def _failed(self, attempt: Attempt, error: Exception) -> Acts[Failure]:
         """Enter a failed call in the books. Raises the error if it is one of the set-up."""
         request = attempt.request
         kind = failure_kind(error)
@@ -354,14 +286,14 @@ class Door:
         else:
             self._settle(attempt, usage, cost, ok=False, estimated=cost > 0)
         if attempt.page is not None:
-            yield _Write(partial(attempt.page.fail, attempt.number, cost, kind))
+            yield Write(partial(attempt.page.fail, attempt.number, cost, kind))
         if isinstance(error, ConfigError):
             raise error
         if kind == "timeout" and self.meter.left_s <= 0:
             raise LimitExceeded("deadline")
-        return _Failure(kind, retry_after_s(error))
+        return Failure(kind, retry_after_s(error))
 
-    def _pause(self, call: ModelCall, failure: _Failure, failures: int) -> float | None:
+    def _pause(self, call: ModelCall, failure: Failure, failures: int) -> float | None:
         """How long to wait before the call is tried again; `None` if it is not."""
         name = call.spec.name
         if failure.kind not in RETRIED or failures > self._limits.max_retries:
@@ -385,7 +317,7 @@ class Door:
                 )
 
     def _settle(
-        self, attempt: _Attempt, usage: Usage, cost: Decimal, *, ok: bool, estimated: bool = True
+        self, attempt: Attempt, usage: Usage, cost: Decimal, *, ok: bool, estimated: bool = True
     ) -> None:
         self.meter.settle(cast(int, attempt.ticket), cost)
         self._enter(attempt.call, usage, cost, ok=ok, mark="estimated" if estimated else None)
@@ -428,10 +360,6 @@ class Door:
         self._made[alike] = self._made.get(alike, 0) + 1  # a retry of ours is a try of one page
         request.append(self._made[alike])
         return books.ledger.page(books.run, *names, request, books.budget)
-
-
-def _usage(response: Response) -> Usage:
-    return Usage(input_tokens=response["input_tokens"], output_tokens=response["output_tokens"])
 
 
 def _reply(call: ModelCall, response: Response, usage: Usage, cost: Decimal) -> Reply:

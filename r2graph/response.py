@@ -53,6 +53,11 @@ def read(message: AIMessage, seconds: float, worst: Usage, *, is_json: bool) -> 
     )
 
 
+def usage_of(response: Response) -> Usage:
+    """The tokens of a response; raises `ValidationError` for numbers that make no sense."""
+    return Usage(input_tokens=response["input_tokens"], output_tokens=response["output_tokens"])
+
+
 def _text(message: AIMessage, *, is_json: bool) -> str:
     if is_json and message.tool_calls:
         return json.dumps(message.tool_calls[0]["args"])

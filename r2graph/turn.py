@@ -13,10 +13,11 @@ from langgraph.config import get_stream_writer
 from langgraph.types import Command
 
 from r2graph.allocate import QUALITY_LEVELS, AllocateContext, Allocator, Choice, within_budget
+from r2graph.attempt import Books
 from r2graph.bill import total
 from r2graph.calls import Flow, flowing
 from r2graph.decompose import Decomposer
-from r2graph.door import Books, Door
+from r2graph.door import Door
 from r2graph.errors import AllocationError, CheckpointError, ModelCallError, R2Error
 from r2graph.limits import Meter
 from r2graph.plan import Plan, Subtask, fenced, fill, parse_json

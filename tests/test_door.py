@@ -21,9 +21,10 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import Field
 
+from r2graph.attempt import Books
 from r2graph.breaker import FAILURES_IN_A_ROW, REST_S, RETRY_BURST, Health
 from r2graph.calls import Flow, ModelCall, Reply
-from r2graph.door import Books, Door, adrive, drive
+from r2graph.door import Door, adrive, drive
 from r2graph.errors import LedgerError, LimitExceeded, ModelCallError
 from r2graph.ledger import Budget, Ledger, Line
 from r2graph.limits import Limits, Meter

@@ -24,6 +24,7 @@ LAYERS = [
     "scrub",
     "calls",
     "request",
+    "attempt",
     "door",
     "decompose",
     "allocate",

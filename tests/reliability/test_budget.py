@@ -19,8 +19,9 @@ import pytest
 from langchain_core.messages import HumanMessage
 
 from r2graph.allocate import FixedAllocator
+from r2graph.attempt import Books
 from r2graph.calls import Flow, ModelCall, Reply
-from r2graph.door import Books, Door, adrive
+from r2graph.door import Door, adrive
 from r2graph.errors import LimitExceeded, ModelCallError
 from r2graph.graph import create_r2_graph
 from r2graph.ledger import Budget, Ledger, Page
@@ -187,7 +188,8 @@ async def test_a_new_period_has_a_budget_of_its_own(tmp_path: Path) -> None:
 
         async def spend_all(run: str) -> Decimal:
             through = Door(
-                Meter(Limits(max_output_tokens=REPLY_TOKENS)), books=Books(ledger, run, budget=budget)
+                Meter(Limits(max_output_tokens=REPLY_TOKENS)),
+                books=Books(ledger, run, budget=budget),
             )
             before = chat.till.owed
             with pytest.raises(LimitExceeded, match="pool_budget"):
