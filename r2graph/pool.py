@@ -29,6 +29,7 @@ from typing import Annotated, Any, Self
 
 import yaml
 from langchain_core.language_models import BaseChatModel
+from langchain_core.rate_limiters import InMemoryRateLimiter
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -111,6 +112,11 @@ class ModelSpec(BaseModel):
     """The environment variable that holds the API key, where it is not the provider's usual one."""
     price: Price = Field(default_factory=_list_price)
     context_length: Annotated[int, Field(gt=0)] | None = None
+    requests_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """At most so many, by all runs of this process together (LangChain's `InMemoryRateLimiter`).
+
+    A call's wait for its turn counts as its time. A chat model that is used as it is has its own.
+    """
     tags: frozenset[str] = frozenset()
 
     _chat: BaseChatModel | None = PrivateAttr(default=None)
@@ -127,6 +133,13 @@ class ModelSpec(BaseModel):
         if provider == "local":
             return f"local:{(info.context or Path()) / Path(rest).expanduser()}"
         return model
+
+    @field_validator("requests_per_second")
+    @classmethod
+    def _check_rate(cls, rate: float | None, info: ValidationInfo) -> float | None:
+        if rate is not None and isinstance(info.data.get("model"), BaseChatModel):
+            raise ValueError("is for models that are built here: give yours a `rate_limiter`")
+        return rate
 
     @field_validator("model_kwargs")
     @classmethod
@@ -233,6 +246,10 @@ def _chat_model(provider: str, model: str, settings: dict[str, Any]) -> object:
 def _settings(spec: ModelSpec, provider: str) -> dict[str, Any]:
     """What the chat model is built with: `model_kwargs`, our defaults, and the key."""
     settings = dict(spec.model_kwargs)
+    if (rate := spec.requests_per_second) is not None:
+        settings["rate_limiter"] = InMemoryRateLimiter(
+            requests_per_second=rate, check_every_n_seconds=0.01, max_bucket_size=max(1.0, rate)
+        )
     if provider in KEY_VARIABLES:
         # One retry loop only, ours: the SDK's would pay for calls that no budget has seen.
         settings = {"max_retries": 0, "timeout": TIMEOUT_S} | settings

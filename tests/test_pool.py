@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.language_models import FakeListChatModel
+from langchain_core.rate_limiters import InMemoryRateLimiter
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr, ValidationError
 
@@ -195,6 +196,15 @@ def test_an_unknown_pool_is_refused_with_the_names_of_the_known(tmp_path: Path) 
 
 
 # Prices
+
+
+def test_a_member_may_be_asked_only_so_often() -> None:
+    limiter = openai_chat(model_kwargs={"base_url": URL}, requests_per_second=2).rate_limiter
+    assert isinstance(limiter, InMemoryRateLimiter)
+    assert limiter.requests_per_second == 2
+    own = {"name": "m1", "model": FakeListChatModel(responses=[]), "price": PRICE}
+    with pytest.raises(PoolFileError, match="rate_limiter"):
+        load_pool({"name": "p", "members": [own | {"requests_per_second": 2}]})
 
 
 def test_a_price_that_nobody_knows_is_refused() -> None:
