@@ -16,10 +16,14 @@ from threading import Lock
 from typing import Any, Self
 
 from r2graph.errors import ConfigError
+from r2graph.sqlite_file import Form, open_file
 
-SCHEMA_VERSION = 1
-APPLICATION_ID = 0x52324F43  # "R2OC": tells the file from SQLite files of others
-PATIENCE_S = 60.0  # how long another process may hold the file
+FORM = Form(
+    "outcome cache",
+    application_id=0x52324F43,  # "R2OC"
+    version=1,
+    tables=("CREATE TABLE outcomes (key TEXT PRIMARY KEY, value TEXT NOT NULL)",),
+)
 IN_MEMORY = 10_000  # the values read last, which are not read from the file again
 
 
@@ -39,7 +43,7 @@ class OutcomeCache:
         self._memory: dict[str, str] = {}
         self._lock = Lock()
         with self._told():
-            self._file = _open(self.path)
+            self._file = open_file(self.path, FORM)
 
     def get(self, key: object) -> dict[str, Any] | None:
         """The value of a key, which is any JSON value."""
@@ -104,29 +108,3 @@ def _name(key: object) -> str:
     """SHA-256 of the canonical JSON; what is not JSON counts by its `repr`."""
     text = json.dumps(key, sort_keys=True, separators=(",", ":"), default=repr)
     return sha256(text.encode()).hexdigest()
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    file = sqlite3.connect(path, timeout=PATIENCE_S, isolation_level=None, check_same_thread=False)
-    try:
-        file.execute("BEGIN IMMEDIATE")  # so that one process alone makes the table
-        marks = [file.execute(f"PRAGMA {mark}").fetchone()[0] for mark in _MARKS]
-        tables = file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if marks == [0, 0] and tables == 0:
-            file.execute("CREATE TABLE outcomes (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
-            for mark, value in _MARKS.items():
-                file.execute(f"PRAGMA {mark} = {value}")
-        elif marks != list(_MARKS.values()):
-            raise sqlite3.DatabaseError(f"no outcome cache of version {SCHEMA_VERSION}")
-        file.execute("COMMIT")
-        file.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer
-        # With WAL a crash of the machine may cost the last replies, never the file; and no reply
-        # waits for the disk. OFF would be no quicker between checkpoints, and risk the file.
-        file.execute("PRAGMA synchronous = NORMAL")
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-_MARKS = {"application_id": APPLICATION_ID, "user_version": SCHEMA_VERSION}

@@ -18,6 +18,7 @@ LAYERS = [
     "pool",
     "limits",
     "breaker",
+    "sqlite_file",
     "ledger",
     "outcome_cache",
     "response",

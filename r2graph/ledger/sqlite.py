@@ -15,11 +15,9 @@ from weakref import finalize
 
 from r2graph.errors import LedgerError
 from r2graph.ledger.database import TABLES, Connection, check_process
+from r2graph.sqlite_file import PATIENCE_S, Form, open_file
 
-APPLICATION_ID = 0x52324C47  # "R2LG": tells the file from SQLite files of others
-SCHEMA_VERSION = 1
-PATIENCE_S = 60.0  # how long another process may hold the file
-_MARKS = {"application_id": APPLICATION_ID, "user_version": SCHEMA_VERSION}
+FORM = Form("ledger", application_id=0x52324C47, version=1, tables=TABLES)  # "R2LG"
 
 
 class SqliteDatabase:
@@ -33,7 +31,7 @@ class SqliteDatabase:
         self._lock = Lock()
         self._process = os.getpid()
         with self._told():
-            self._file = _opened(self._path, fsync, patience_s)
+            self._file = open_file(self._path, FORM, fsync=fsync, patience_s=patience_s)
         self._end: finalize[..., SqliteDatabase] | None = None
         if self._path != ":memory:":
             with self.transaction():  # so that nobody takes a file for left behind before its lock
@@ -82,28 +80,6 @@ class SqliteDatabase:
             yield
         except (sqlite3.Error, OSError) as error:
             raise LedgerError(self._path, str(error)) from None
-
-
-def _opened(path: str, fsync: bool, patience_s: float) -> sqlite3.Connection:
-    file = sqlite3.connect(path, timeout=patience_s, isolation_level=None, check_same_thread=False)
-    try:
-        file.execute("BEGIN IMMEDIATE")  # so that one process alone makes the tables
-        marks = [file.execute(f"PRAGMA {mark}").fetchone()[0] for mark in _MARKS]
-        there = file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if marks == [0, 0] and there == 0:
-            for table in TABLES:
-                file.execute(table)
-            for mark, value in _MARKS.items():
-                file.execute(f"PRAGMA {mark} = {value}")
-        elif marks != list(_MARKS.values()):
-            raise sqlite3.DatabaseError(f"no ledger of version {SCHEMA_VERSION}")
-        file.execute("COMMIT")
-        file.execute("PRAGMA journal_mode = WAL")  # readers do not wait for a writer
-        file.execute(f"PRAGMA synchronous = {'FULL' if fsync else 'NORMAL'}")
-    except BaseException:
-        file.close()
-        raise
-    return file
 
 
 class _Presence:
