@@ -13,7 +13,7 @@ from training.forward import new_loss
 from training.labels import Choice, Labels
 from training.outcomes import Outcome
 from training.pretrain import SIZES, new_model
-from training.router_data import allocation_rows
+from training.router_data import questions
 
 
 def test_the_loss_written_out_is_the_loss_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,12 +51,12 @@ class ByReference:
 
 
 def test_the_allocator_is_taught_the_plan_and_each_step_that_it_is_asked_about_again() -> None:
-    rows = list(allocation_rows(arith.task("47 * 6 - 5000"), ByReference(), Random(1)))  # type: ignore[arg-type]
-    assert [prompt.split("\n")[1:] for prompt, _ in rows] == [
+    found = list(questions(arith.task("47 * 6 - 5000"), Random(1)))
+    assert [question.prompt.split("\n")[1:] for question in found] == [
         ["s1: 47 * 6", "s2: {s1} - 5000"],
         ["s1: 282 - 5000"],
     ]
-    assert [completion for _, completion in rows] == ["m5 q1 m2", "m5 q1"]
+    assert [question.answer(ByReference()) for question in found] == ["m5 q1 m2", "m5 q1"]  # type: ignore[arg-type]
 
 
 def outcome(model: str, prompt: str, text: str, confidence: float) -> Outcome:

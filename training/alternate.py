@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -24,21 +23,29 @@ import yaml
 
 from r2graph import OutcomeCache, load_pool, load_router
 from r2graph.errors import ConfigError
-from r2graph.router import CARD, MODULES, RouterCard
+from r2graph.router import CARD, MODULES, Router, RouterCard
+from training import outcome_gradient
 from training.curves import learning
-from training.grpo import folder, held_out_tasks, rows, train
+from training.grpo import RL_SEED, folder, held_out_tasks, rows, train
 from training.held_out import Standing, references, standing, table, worth
-from training.rl_data import Row
 from training.rollouts import Rollouts
+from training.router_data import asked, known
 from training.settings import Module, Settings, load_settings
 
 SEEDS_A_ROUND = 100  # every round draws other queries
+GRADIENT = "outcome_gradient"
 
 
 def assemble(
-    parent: Path, module: Module, trained: Path, out: Path, prompts: Sequence[Row], seed: int
+    parent: Path,
+    module: Module,
+    trained: Path,
+    out: Path,
+    method: str,
+    data_sha256: str,
+    seed: int,
 ) -> None:
-    """Write a router: the parent with one module replaced by what was trained on `prompts`.
+    """Write a router: the parent with one module replaced by what was trained.
 
     The check's thresholds stay, for they are the scale of the levels that an allocator may write.
     """
@@ -51,10 +58,10 @@ def assemble(
     card = router.card.model_copy(
         update={
             "parent": _reference(parent, out),
-            "trained_with": f"{router.card.trained_with}, then GRPO of the {module}",
+            "trained_with": f"{router.card.trained_with}, then {method} of the {module}",
             "command": f"python -m training.alternate --seed {seed}",
             "seed": seed,
-            "data_sha256": sha256(json.dumps(prompts).encode()).hexdigest(),
+            "data_sha256": data_sha256,
         }
     )
     write_card(out, card)
@@ -99,16 +106,40 @@ class Comparison:
 
 
 def phase(
-    settings: Settings, module: Module, parent: Path, out: Path, held_out: Comparison, seed: int
+    settings: Settings, name: str, parent: Path, out: Path, held_out: Comparison, seed: int
 ) -> None:
     """Train a module of the parent; the new router is in `out/router`."""
     if (out / "router" / CARD).exists():
         return
-    router = load_router(parent)
+    router, trained = load_router(parent), out / "trained"
+    if name == GRADIENT:
+        known = gradient(settings, router, trained, seed)
+        assemble(parent, "allocator", trained, out / "router", GRADIENT, known, seed)
+        return
+    module: Module = "decomposer" if name == "decomposer" else "allocator"
     prompts = rows(module, settings, router, held_out.outcomes, seed)
     rollouts = Rollouts(held_out.pool, router, held_out.outcomes)
-    train(module, getattr(settings, module), router, prompts, rollouts, out / "trained", seed)
-    assemble(parent, module, out / "trained", out / "router", prompts, seed)
+    train(module, getattr(settings, module), router, prompts, rollouts, trained, seed)
+    digest = sha256(json.dumps(prompts).encode()).hexdigest()
+    assemble(parent, module, trained, out / "router", "GRPO", digest, seed)
+
+
+def gradient(settings: Settings, router: Router, out: Path, seed: int) -> str:
+    """Train the allocator on recorded outcomes; returns the hash of the questions and losses."""
+    pool = load_pool(settings.pool)
+    usd = [float(member.price.output_per_mtok) / 1e6 for member in pool.members]
+    folder_of_pool = Path(str(pool[0].model).removeprefix("local:")).parent
+    out.mkdir(parents=True, exist_ok=True)
+    labels, facts = known(folder_of_pool, usd, out.parent / "outcomes.jsonl")
+    chosen = settings.outcome_gradient
+    assert chosen is not None
+    without = {task.query for task in held_out_tasks(settings)}
+    found = asked(labels, facts, chosen.queries, RL_SEED + seed, without)
+    questions = [question for _, question in found]
+    outcome_gradient.train(
+        chosen, folder(router, "allocator"), outcome_gradient.Rows(questions, labels), out, seed
+    )
+    return sha256(repr(questions).encode()).hexdigest()
 
 
 def alternate(settings: Settings, parent: Path, out: Path, seed: int) -> Path:
@@ -119,11 +150,11 @@ def alternate(settings: Settings, parent: Path, out: Path, seed: int) -> Path:
         best, value = parent, worth(standings["parent"])
         for number in range(1, settings.rounds + 1):
             before, drawn = best, seed + SEEDS_A_ROUND * (number - 1)
-            for module in MODULES:
-                if getattr(settings, module) is None:
+            for kind in (*MODULES, GRADIENT):
+                if getattr(settings, kind) is None:
                     continue
-                name = f"round-{number}-{module}"
-                phase(settings, module, best, out / name, held_out, drawn)
+                name = f"round-{number}-{kind}"
+                phase(settings, kind, best, out / name, held_out, drawn)
                 found = held_out.standing(out / name / "router", out / name / "standing.json")
                 standings[name] = found
                 if worth(found) > value:

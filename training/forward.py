@@ -16,20 +16,26 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from transformers import LlamaForCausalLM
 
+Logits = Callable[[Tensor, Tensor], Tensor]
+"""Logits of `(tokens, places)`: rows x length, and places in them when flattened."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Mean cross-entropy of `(tokens, labels)`, each rows x length; label -100 counts for nothing."""
 
 
-def new_loss(model: LlamaForCausalLM) -> Loss:
-    """The loss as a function of a batch, compiled where there is a compiler."""
+def new_logits(model: LlamaForCausalLM) -> Logits:
+    """The logits as a function of tokens and places, compiled where there is a compiler."""
     run = torch.compile(logits, dynamic=True) if shutil.which("g++") else logits
+    return lambda tokens, places: run(model, tokens, places, *rotations(model, tokens))
+
+
+def new_loss(model: LlamaForCausalLM) -> Loss:
+    """The loss as a function of a batch."""
+    run = new_logits(model)
 
     def loss(tokens: Tensor, labels: Tensor) -> Tensor:
         following = F.pad(labels[:, 1:], (0, 1), value=-100).reshape(-1)
         places = (following >= 0).nonzero()[:, 0]
-        return F.cross_entropy(
-            run(model, tokens, places, *rotations(model, tokens)), following[places]
-        )
+        return F.cross_entropy(run(tokens, places), following[places])
 
     return loss
 

@@ -79,24 +79,31 @@ class Labels:
             for key in {shape(prompt), shape(text)}:
                 self._shapes.setdefault(key, []).append(self._row[prompt])
         self._losses: dict[tuple[int, int], np.ndarray] = {}
-        self._known: dict[tuple[str, int], Choice] = {}
+        self._priors: dict[tuple[str, int, int], np.ndarray] = {}
 
     def label(self, text: str, q: int) -> Choice:
-        """What to choose at quality level `q`: the slot, and the check, of least expected loss.
+        """What to choose at quality level `q`: the slot, and the check, of least expected loss."""
+        checked, trusted = self.losses(text, q)
+        worth = trusted.min() < (1 - WORTH) * checked.min()
+        return int(np.argmin(trusted if worth else checked)) + 1, TRUST if worth else None
+
+    def knows(self, text: str) -> bool:
+        """Whether outcomes of such a step are known."""
+        return shape(text) in self._shapes
+
+    def losses(self, text: str, q: int) -> np.ndarray:
+        """The expected loss of each choice in dollars: 2 x slots, checked at `q` and trusted.
 
         Raises `KeyError` for a shape of step that no task has.
         """
-        if (text, q) not in self._known:
-            checked, trusted = self._expected(text, q, q), self._expected(text, q, TRUST)
-            worth = trusted.min() < (1 - WORTH) * checked.min()
-            best = trusted if worth else checked
-            self._known[text, q] = int(np.argmin(best)) + 1, TRUST if worth else None
-        return self._known[text, q]
+        return np.stack([self._expected(text, q, check) for check in (q, TRUST)])
 
     def _expected(self, text: str, q: int, check: int) -> np.ndarray:
         """The loss of each start, as far as it can be known."""
-        losses = self._loss(q, check)
-        prior: np.ndarray = losses[self._shapes[shape(text)]].mean(0)
+        losses, key = self._loss(q, check), (shape(text), q, check)
+        if key not in self._priors:
+            self._priors[key] = losses[self._shapes[key[0]]].mean(0)
+        prior = self._priors[key]
         others = self._times[text] - 1
         if text in self._facts:
             own = 1 - FORGOTTEN

@@ -111,10 +111,11 @@ class Rows:
                     batches.append([])
                 batches[-1].append(row)
             for index in rng.permutation(len(batches)):
-                yield _pad(batches[index])
+                yield pad(batches[index])
 
 
-def _pad(rows: list[tuple[np.ndarray, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def pad(rows: list[tuple[np.ndarray, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and labels of rows, each with the length of its prompt; padded on the right."""
     longest = -(-max(len(tokens) for tokens, _ in rows) // 4) * 4  # few shapes to compile for
     inputs = np.zeros((len(rows), longest), dtype=np.int64)
     labels = np.full((len(rows), longest), -100, dtype=np.int64)

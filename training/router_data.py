@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -40,9 +41,27 @@ CUT = 0.25  # share of the plans of arith that the allocator sees with long oper
 LEVELS = range(1, 11)
 SEARCHED = 500  # tasks of each family
 
-Pair = tuple[str, str]
 Row = tuple[str, str, str]
 """The bucket, the prompt and the completion."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the allocator is asked: some steps at a quality level."""
+
+    shown: tuple[str, ...]
+    """The texts of the steps, as a plan has them."""
+    labelled: tuple[str, ...]
+    """The same, with references filled in where the graph would not ask again."""
+    q: int
+
+    @property
+    def prompt(self) -> str:
+        return slots_prompt(self.shown, self.q)
+
+    def answer(self, labels: Labels) -> str:
+        """What to write; raises `KeyError` if a step is of no known shape."""
+        return slots_text([labels.label(text, self.q) for text in self.labelled])
 
 
 def plans() -> Iterator[Row]:
@@ -66,41 +85,58 @@ def fact_tasks() -> list[Task]:
     ]
 
 
-def allocation_rows(task: Task, labels: Labels, rng: Random) -> Iterator[Pair]:
+def questions(task: Task, rng: Random) -> Iterator[Question]:
     """The whole plan as it is first seen, and each step with its references filled, at random
     quality levels.
     """
     steps = task.plan.subtasks
     prompts = [prompt for _, prompt, _ in task.steps()]
-    seen = [
-        step.text if step.depends_on else prompt
-        for step, prompt in zip(steps, prompts, strict=True)
-    ]
-    again = [([p], [p]) for step, p in zip(steps, prompts, strict=True) if step.depends_on]
-    for texts, labelled in [([step.text for step in steps], seen), *again]:
-        q = rng.choice(LEVELS)
-        yield slots_prompt(texts, q), slots_text([labels.label(text, q) for text in labelled])
+    shown = tuple(step.text for step in steps)
+    yield Question(
+        shown,
+        tuple(s.text if s.depends_on else p for s, p in zip(steps, prompts, strict=True)),
+        rng.choice(LEVELS),
+    )
+    for step, prompt in zip(steps, prompts, strict=True):
+        if step.depends_on:
+            yield Question((prompt,), (prompt,), rng.choice(LEVELS))
 
 
-def allocations(labels: Labels, facts: Sequence[Task]) -> Iterator[Row]:
-    """Plans of fresh queries, half of geo's with every city equally often; every fact at every
-    level.
+def asked(
+    labels: Labels,
+    facts: Sequence[Task],
+    drawn: Mapping[str, int],
+    seed: int,
+    without: Collection[str] = frozenset(),
+) -> Iterator[tuple[str, Question]]:
+    """Questions about fresh queries, by family, half of geo's with every city equally often; and
+    about every fact at every level. Those of a shape that no outcome is known of are left out, and
+    so are the queries `without`.
     """
-    rng = Random(SEED)
-    for family, n in DRAWN.items():
+    rng = Random(seed)
+    for family, n in drawn.items():
         for even in (False, True) if family == "geo" else (False,):
             share = n // 2 if family == "geo" else n
-            for task in islice(training_queries(family, ALLOCATION_SEED + 1, even=even), share):
-                try:
-                    rows = list(allocation_rows(varied(task, rng, CUT), labels, rng))
-                except KeyError:  # a shape of step that no outcome is known of
+            for task in islice(training_queries(family, ALLOCATION_SEED + seed, even=even), share):
+                if task.query in without:
                     continue
-                for prompt, completion in rows:
-                    yield f"{family}-slots", prompt, completion
+                for question in questions(varied(task, rng, CUT), rng):
+                    if all(map(labels.knows, question.labelled)):
+                        yield family, question
     for fact in facts:
-        for q in LEVELS:
-            choice = labels.label(fact.query, q)
-            yield "fact-slots", slots_prompt([fact.query], q), slots_text([choice])
+        yield from (("fact", Question((fact.query,), (fact.query,), q)) for q in LEVELS)
+
+
+def known(pool: Path, usd: Sequence[float], file: Path) -> tuple[Labels, list[Task]]:
+    """Labels from what every model of the pool says, and the facts among them; kept in a file."""
+    outcomes, rng, facts = Outcomes(pool, file), Random(SEED), fact_tasks()
+    tasks = [
+        varied(task, rng, CUT)
+        for family, n in ALLOCATED.items()
+        for task in islice(training_queries(family, ALLOCATION_SEED), n)
+    ]
+    outcomes.fill(prompt for task in [*tasks, *facts] for _, prompt, _ in task.steps())
+    return Labels([*tasks, *facts], outcomes, usd, [fact.query for fact in facts]), facts
 
 
 def main() -> None:
@@ -116,21 +152,26 @@ def main() -> None:
 
 
 def write_allocations(pool: Path, out: Path) -> None:
-    outcomes = Outcomes(pool, out / "outcomes.jsonl")
-    by_family = {
-        family: list(islice(training_queries(family, ALLOCATION_SEED), n))
-        for family, n in ALLOCATED.items()
-    }
-    rng, facts = Random(SEED), fact_tasks()
-    tasks = [varied(task, rng, CUT) for group in by_family.values() for task in group] + facts
-    outcomes.fill(prompt for task in tasks for _, prompt, _ in task.steps())
+    file = out / "outcomes.jsonl"
+    labels, facts = known(pool, prices(pool), file)
+    rows = (
+        (f"{family}-slots", question.prompt, question.answer(labels))
+        for family, question in asked(labels, facts, DRAWN, seed=1)
+    )
+    np.savez(out / "allocator.npz", **bucketed(rows))
+    outcomes = Outcomes(pool, file)
     found = {
-        family: summary([search(task, outcomes) for task in track(group[:SEARCHED], family)])
-        for family, group in by_family.items()
+        family: summary(
+            [
+                search(task, outcomes)
+                for task in track(
+                    list(islice(training_queries(family, ALLOCATION_SEED), SEARCHED)), family
+                )
+            ]
+        )
+        for family in ALLOCATED
     }
     (out / "search.json").write_text(json.dumps(found, indent=1) + "\n")
-    labels = Labels(tasks, outcomes, prices(pool), [fact.query for fact in facts])
-    np.savez(out / "allocator.npz", **bucketed(allocations(labels, facts)))
 
 
 def summary(found: list[Found]) -> dict[str, object]:

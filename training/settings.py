@@ -88,6 +88,21 @@ class Phase(BaseModel):
         return share // self.accumulate
 
 
+class OutcomeGradient(BaseModel):
+    """Exact policy gradient of the allocator over recorded outcomes (the lab's only)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    queries: dict[Literal["scan", "arith", "geo"], Count]
+    """Whose questions are asked, besides those about every fact."""
+    steps: Count
+    """Batches of 2,048 tokens."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """At its peak; warm-up and linear decay as in `training/pretrain.py`."""
+    save_every: Count = 1_000
+    """Steps between two checkpoints: what an interruption costs at most."""
+
+
 class Base(BaseModel):
     """What a new router starts from: both of its modules are this model, to be fine-tuned."""
 
@@ -119,6 +134,8 @@ class Settings(BaseModel):
     decomposer: Phase | None = None
     """`None`: it stays as it is."""
     allocator: Phase | None = None
+    outcome_gradient: OutcomeGradient | None = None
+    """The allocator once more, last of a round; `None`: outcomes are not on record."""
 
     @model_validator(mode="after")
     def _check_base(self) -> Self:
