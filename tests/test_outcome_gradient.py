@@ -49,16 +49,17 @@ def test_an_answer_has_a_loss_for_each_slot(rows: Rows) -> None:
 
 def test_the_loss_is_what_the_policy_can_expect(rows: Rows) -> None:
     one = rows.answered[1]
-    sure = {m: float(rows.slots[m]) for m in range(9)}
-    assert len(sure) == 9
 
-    def policy(slot: int | None, trusts: float) -> Tensor:
-        """The expected loss of a policy that writes one slot for sure, and trusts so often."""
+    def policy(slot: int | None, trusts: float, ends: float = 1.0) -> Tensor:
+        """The expected loss of a policy that writes one slot for sure, trusts so often, and else
+        ends so often.
+        """
 
         def logits(tokens: Tensor, places: Tensor) -> Tensor:
-            said = torch.full((2, 256), -100.0)
+            said = torch.full((3, 256), -100.0)  # before the slot, after it, before the end
             said[0, int(rows.slots[slot]) if slot is not None else 5] = 100.0
-            said[1, rows.trust], said[1, 4] = np.log([trusts + 1e-9, 1 - trusts + 1e-9])
+            after = torch.tensor([trusts, (1 - trusts) * ends, (1 - trusts) * (1 - ends)])
+            said[1:, [rows.trust, rows.end, 7]] = (after + 1e-9).log()
             return said
 
         assert one.tokens[one.slots[0]] == rows.slots[3]
@@ -68,6 +69,7 @@ def test_the_loss_is_what_the_policy_can_expect(rows: Rows) -> None:
     assert policy(3, 0.25).item() == pytest.approx(0.25, abs=1e-5)
     assert policy(6, 0.0).item() == pytest.approx(1.0, abs=1e-5)
     assert policy(None, 0.0).item() == pytest.approx(2.0, abs=1e-5)  # no slot at all
+    assert policy(3, 0.5, ends=0.5).item() == pytest.approx(0.5 + 2.0 * 0.5, abs=1e-5)
 
 
 def settings(steps: int, **more: int) -> OutcomeGradient:
@@ -79,7 +81,7 @@ def test_training_lowers_the_loss_and_goes_on_where_it_was_stopped(
 ) -> None:
     monkeypatch.setenv("PATH", "")  # without a compiler, so that the test is quick
     new_model(SIZES["allocator"], 1).save_pretrained(tmp_path / "start")
-    train(settings(200), tmp_path / "start", rows, tmp_path / "whole", seed=1)
+    train(settings(40), tmp_path / "start", rows, tmp_path / "whole", seed=1)
     log = json.loads((tmp_path / "whole/log.json").read_text())
     assert log[0]["reward"] < log[1]["reward"]
 
@@ -87,20 +89,20 @@ def test_training_lowers_the_loss_and_goes_on_where_it_was_stopped(
         pass
 
     class Stopping(Rows):
-        """Stands for a kill after 150 batches, the last checkpoint being of step 100."""
+        """Stands for a kill after 30 batches, the last checkpoint being of step 20."""
 
         def __init__(self) -> None:
             vars(self).update(vars(rows))
 
         def batches(self, seed: int):  # type: ignore[no-untyped-def]
             for number, batch in enumerate(super().batches(seed)):
-                if number == 150:
+                if number == 30:
                     raise StoppedError
                 yield batch
 
     out = tmp_path / "stopped"
     with pytest.raises(StoppedError):
-        train(settings(200, save_every=100), tmp_path / "start", Stopping(), out, seed=1)
-    train(settings(200, save_every=100), tmp_path / "start", rows, out, seed=1)
+        train(settings(40, save_every=20), tmp_path / "start", Stopping(), out, seed=1)
+    train(settings(40, save_every=20), tmp_path / "start", rows, out, seed=1)
     for name in ("model.safetensors", "log.json"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -7,7 +7,8 @@ policy gradients, arXiv 1706.05374, in a contextual bandit with full information
 
     J = sum over slots a of pi(a) L(a)  +  pi(trust) L(a*, trusted) + (1 - pi(trust)) L(a*, checked)
 
-at each step of a plan, with the answer of SFT as context and a* its slot. L is the loss of
+at each step of a plan, with the answer of SFT as context and a* its slot; what is no answer has a
+loss, too. L is the loss of
 `training/labels.py`, in dollars with wrong ends priced in, less that of the best choice, over the
 mean range of losses at the level. SFT is taught the best choice of each prompt, however sure it
 can be of it; J weighs what a lapse of memory costs. Every fact counts by its own outcomes.
@@ -36,7 +37,7 @@ from training.tokenizer import build
 BATCH_TOKENS = 2_048
 ROWS_PER_CHUNK = 8_192
 NO_CHOICE = 2.0  # the loss of anything but a slot, in mean ranges: worse than any slot
-LOG_EVERY = 100
+LOG_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Rows:
         tokenizer = build()
         pieces = tokenizer.get_vocab()
         self.slots = torch.tensor([pieces[f"▁{model}"] for model in MODELS])
-        self.trust = pieces["▁q1"]
+        self.trust, self.end = pieces["▁q1"], pieces["</s>"]
         row: dict[tuple[str, int], int] = {}
         for question in questions:
             for text in question.labelled:
@@ -104,17 +105,29 @@ def _regrets(labels: Labels, asked: Sequence[tuple[str, int]]) -> Tensor:
 
 def expected_loss(logits: Logits, batch: Sequence[Answered], rows: Rows) -> Tensor:
     """J, the mean over the steps of a batch."""
-    tokens, _ = pad([(np.array(row.tokens), 0) for row in batch])
-    width = tokens.shape[1]
+    padded, _ = pad([(np.array(row.tokens), 0) for row in batch])
+    width, tokens = padded.shape[1], padded.view(-1)
     at = torch.tensor([r * width + i for r, row in enumerate(batch) for i in row.slots])
+    ends = torch.tensor([r * width + len(row.tokens) - 1 for r, row in enumerate(batch)])
+    said = logits(padded, torch.cat([at - 1, at, ends - 1]))  # before a slot, a check, the end
+    slot_NV, next_NV, end_BV = said.split([len(at), len(at), len(batch)])
+    # Whether to trust is decided first, where a slot has just been written; then what comes next.
+    slot_NS = _next(slot_NV, tokens[at - 1], rows)[:, rows.slots]
+    end_B = _next(end_BV, tokens[ends - 1], rows)[:, rows.end]
+    trust_N = next_NV.softmax(-1)[:, rows.trust]
     losses_N2S = rows.losses_R2S[[i for row in batch for i in row.losses]]
-    before_and_on = logits(tokens, torch.cat([at - 1, at]))  # what comes next: a slot, a check
-    slot_NS, next_NV = (part.softmax(-1) for part in before_and_on.chunk(2))
-    slot_NS, trust_N = slot_NS[:, rows.slots], next_NV[:, rows.trust]
-    taken_N = (tokens.view(-1)[at][:, None] == rows.slots).int().argmax(1)
+    taken_N = (tokens[at][:, None] == rows.slots).int().argmax(1)
     checked_N, trusted_N = losses_N2S[torch.arange(len(at)), :, taken_N].T
     chosen_N = (slot_NS * losses_N2S.amin(1)).sum(1) + (1 - slot_NS.sum(1)) * NO_CHOICE
-    return (chosen_N + trust_N * trusted_N + (1 - trust_N) * checked_N).mean()
+    judged_N = trust_N * trusted_N + (1 - trust_N) * checked_N
+    return (chosen_N + judged_N).mean() + (1 - end_B).mean() * NO_CHOICE
+
+
+def _next(logits_NV: Tensor, before_N: Tensor, rows: Rows) -> Tensor:
+    """Probabilities of what comes next, given that it is not the piece for trust after a slot."""
+    after_slot_N = torch.isin(before_N, rows.slots)
+    trust_V = torch.arange(logits_NV.shape[1]) == rows.trust
+    return logits_NV.masked_fill(after_slot_N[:, None] & trust_V, -torch.inf).softmax(-1)
 
 
 def train(settings: OutcomeGradient, start: Path, rows: Rows, out: Path, seed: int) -> None:
