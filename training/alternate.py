@@ -130,9 +130,10 @@ def gradient(settings: Settings, router: Router, out: Path, seed: int) -> str:
     usd = [float(member.price.output_per_mtok) / 1e6 for member in pool.members]
     folder_of_pool = Path(str(pool[0].model).removeprefix("local:")).parent
     out.mkdir(parents=True, exist_ok=True)
-    labels, facts = known(folder_of_pool, usd, out.parent / "outcomes.jsonl")
-    chosen = settings.outcome_gradient
-    assert chosen is not None
+    chosen, checks = settings.outcome_gradient, router.card.confidence_thresholds
+    if chosen is None or checks is None:
+        raise ConfigError("the outcome gradient needs settings, and a router with thresholds")
+    labels, facts = known(folder_of_pool, usd, out.parent / "outcomes.jsonl", checks)
     without = {task.query for task in held_out_tasks(settings)}
     found = asked(labels, facts, chosen.queries, RL_SEED + seed, without)
     questions = [question for _, question in found]

@@ -50,7 +50,7 @@ def shape(text: str) -> str:
 class Labels:
     """The best choice for any step, from recorded outcomes; `prices` are dollars a token, by slot.
 
-    `facts` are the prompts that can be learned by heart.
+    `facts` are the prompts that can be learned by heart, `checks` the thresholds by level.
     """
 
     def __init__(
@@ -59,7 +59,9 @@ class Labels:
         outcomes: Outcomes,
         prices: Sequence[float],
         facts: Collection[str] = (),
+        checks: Sequence[float] = CHECK,
     ) -> None:
+        self._checks = checks
         # Every step twice: as it is asked, and as its plan has it before references are filled in.
         steps = [
             (prompt, subtask.text, output)
@@ -118,7 +120,7 @@ class Labels:
         if (q, check) in self._losses:
             return self._losses[q, check]
         unit = self._costs[:, -1].mean() * WRONG[q - 1]
-        accepted = self._logprobs >= CHECK[check - 1]
+        accepted = self._logprobs >= self._checks[check - 1]
         loss = np.empty_like(self._costs)
         loss[:, -1] = self._costs[:, -1] + unit * ~self._right[:, -1]
         for slot in reversed(range(len(MODELS) - 1)):

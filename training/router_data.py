@@ -26,7 +26,7 @@ from r2graph.lab import geo
 from r2graph.lab.task import Task
 from r2graph.plan import render_text, single
 from training.corpus import bucketed
-from training.labels import Labels
+from training.labels import CHECK, Labels
 from training.outcomes import MODELS, Outcomes, prices
 from training.queries import training_queries, varied, whole
 from training.search import Found, search
@@ -127,7 +127,9 @@ def asked(
         yield from (("fact", Question((fact.query,), (fact.query,), q)) for q in LEVELS)
 
 
-def known(pool: Path, usd: Sequence[float], file: Path) -> tuple[Labels, list[Task]]:
+def known(
+    pool: Path, usd: Sequence[float], file: Path, checks: Sequence[float] = CHECK
+) -> tuple[Labels, list[Task]]:
     """Labels from what every model of the pool says, and the facts among them; kept in a file."""
     outcomes, rng, facts = Outcomes(pool, file), Random(SEED), fact_tasks()
     tasks = [
@@ -136,7 +138,8 @@ def known(pool: Path, usd: Sequence[float], file: Path) -> tuple[Labels, list[Ta
         for task in islice(training_queries(family, ALLOCATION_SEED), n)
     ]
     outcomes.fill(prompt for task in [*tasks, *facts] for _, prompt, _ in task.steps())
-    return Labels([*tasks, *facts], outcomes, usd, [fact.query for fact in facts]), facts
+    texts = [fact.query for fact in facts]
+    return Labels([*tasks, *facts], outcomes, usd, texts, checks), facts
 
 
 def main() -> None:

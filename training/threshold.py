@@ -43,9 +43,7 @@ CANDIDATES = (
     0.07,
     0.1,
     0.15,
-    0.2,
-    0.3,
-    0.5,
+    0.2,  # what `training/labels.py` takes for trust
 )
 
 LEVELS = range(1, QUALITY_LEVELS + 1)
