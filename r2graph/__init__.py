@@ -40,11 +40,13 @@ from r2graph.errors import (
 
 if TYPE_CHECKING:
     from r2graph.allocate import Allocator
+    from r2graph.chat import ChatR2
     from r2graph.decompose import Decomposer
     from r2graph.graph import create_r2_graph
     from r2graph.ledger import Budget, Ledger
     from r2graph.limits import Limits
     from r2graph.local import ChatLocal
+    from r2graph.middleware import R2RouterMiddleware
     from r2graph.outcome_cache import OutcomeCache
     from r2graph.plan import Plan, Subtask
     from r2graph.pool import ModelPool, ModelSpec, load_pool
@@ -57,6 +59,7 @@ __all__ = [
     "Allocator",
     "Budget",
     "ChatLocal",
+    "ChatR2",
     "CheckpointError",
     "ConfigError",
     "Decomposer",
@@ -79,6 +82,7 @@ __all__ = [
     "PromptTooLongError",
     "QueryError",
     "R2Error",
+    "R2RouterMiddleware",
     "RouterFileError",
     "RouterMismatchError",
     "SandboxUnavailable",
@@ -98,6 +102,7 @@ _LAZY = {
     "Allocator": "allocate",
     "Budget": "ledger",
     "ChatLocal": "local",
+    "ChatR2": "chat",
     "Decomposer": "decompose",
     "Ledger": "ledger",
     "Limits": "limits",
@@ -106,6 +111,7 @@ _LAZY = {
     "OutcomeCache": "outcome_cache",
     "Plan": "plan",
     "Price": "pricing",
+    "R2RouterMiddleware": "middleware",
     "Subtask": "plan",
     "Usage": "pricing",
     "Verifier": "verify",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal, NotRequired, TypeVar
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, InvalidToolCall, ToolCall
 from typing_extensions import TypedDict  # pydantic, for servers' schemas, wants this one
 
 from r2graph.errors import ModelCallError
@@ -45,6 +45,10 @@ class ModelCall:
     """How many of the likeliest tokens to report at each place; implies `logprobs`."""
     schema: Mapping[str, Any] | None = None
     """A JSON schema with a title: the text of the reply is then JSON of that shape."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """Tools that the model may call, in OpenAI's form; those of the reply are not run."""
+    tool_choice: str | bool | Mapping[str, Any] | None = None
+    """As in LangChain's `bind_tools`."""
     sample: int = 0
     """Which of several samples of a call with a temperature; an outcome cache keeps each."""
 
@@ -64,6 +68,9 @@ class Reply:
     """Mean log-probability of the generated tokens; `None` where the model reports none."""
     top_logprobs: Sequence[Mapping[str, float]] = ()
     """For each generated token the likeliest ones with their log-probabilities."""
+    tool_calls: Sequence[ToolCall] = ()
+    invalid_tool_calls: Sequence[InvalidToolCall] = ()
+    """Those whose arguments do not parse."""
 
 
 class Entry(TypedDict):
@@ -123,8 +130,13 @@ def _ask(call: ModelCall) -> Flow[Reply]:
 def worst_usage(call: ModelCall, max_output_tokens: int) -> Usage:
     """The most tokens that a call may take."""
     sent = sum(len(message.text.encode()) + MESSAGE_OVERHEAD_TOKENS for message in call.messages)
+    for message in call.messages:
+        if isinstance(message, AIMessage) and message.tool_calls:
+            sent += len(json.dumps(message.tool_calls, default=repr))
     if call.schema:
         sent += len(json.dumps(call.schema))
+    if call.tools:
+        sent += len(json.dumps([*call.tools, call.tool_choice], default=repr))
     generated = min(call.max_tokens or max_output_tokens, max_output_tokens)
     if context := call.spec.context_length:
         sent = min(sent, context)

@@ -372,6 +372,8 @@ def _reply(call: ModelCall, response: Response, usage: Usage, cost: Decimal) -> 
         truncated=response["truncated"],
         mean_logprob=response["mean_logprob"],
         top_logprobs=response["top_logprobs"] if call.top_logprobs else (),
+        tool_calls=response.get("tool_calls", ()),
+        invalid_tool_calls=response.get("invalid_tool_calls", ()),
     )
 
 

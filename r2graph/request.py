@@ -74,14 +74,25 @@ def content(call: ModelCall, max_output_tokens: int) -> list[object]:
     """All that a reply hangs on besides the model and which sample it is."""
     messages = [message.model_dump(exclude=_UNSENT) for message in call.messages]
     generated = worst_usage(call, max_output_tokens).output_tokens
-    return [messages, options(call, generated), call.schema and dict(call.schema)]
+    tools = [list(call.tools), call.tool_choice] if call.tools else []
+    return [messages, options(call, generated), call.schema and dict(call.schema), *tools]
 
 
 def _model(call: ModelCall) -> Runnable[Any, Any]:
     chat = call.spec.chat
+    if call.tools:
+        return _with_tools(chat, call)
     if call.schema is None:
         return chat
     return _with_schema(chat, call)
+
+
+def _with_tools(chat: BaseChatModel, call: ModelCall) -> Runnable[Any, Any]:
+    choice: dict[str, Any] = {} if call.tool_choice is None else {"tool_choice": call.tool_choice}
+    try:
+        return chat.bind_tools([dict(tool) for tool in call.tools], **choice)
+    except (NotImplementedError, TypeError, ValueError):
+        raise ModelCallError(call.spec.name, "bad_request") from None
 
 
 def _with_schema(chat: BaseChatModel, call: ModelCall) -> Runnable[Any, Any]:

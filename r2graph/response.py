@@ -6,9 +6,9 @@ import json
 import math
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, InvalidToolCall, ToolCall
 
 from r2graph.errors import CallErrorKind, R2Error
 from r2graph.pricing import Usage
@@ -28,6 +28,8 @@ class Response(TypedDict):
     top_logprobs: list[dict[str, float]]
     cpu_s: float
     """CPU time of a model that reports it, else 0."""
+    tool_calls: NotRequired[list[ToolCall]]
+    invalid_tool_calls: NotRequired[list[InvalidToolCall]]
 
 
 MAX_REPLY_CHARS = 2**20  # far more than any model writes by itself
@@ -38,7 +40,7 @@ def read(message: AIMessage, seconds: float, worst: Usage, *, is_json: bool) -> 
     said, metadata = message.usage_metadata, message.response_metadata
     content = (metadata.get("logprobs") or {}).get("content") or []
     text = _text(message, is_json=is_json)
-    return Response(
+    response = Response(
         text=text[:MAX_REPLY_CHARS],
         input_tokens=said["input_tokens"] if said else worst.input_tokens,
         output_tokens=said["output_tokens"] if said else worst.output_tokens,
@@ -51,6 +53,11 @@ def read(message: AIMessage, seconds: float, worst: Usage, *, is_json: bool) -> 
         ],
         cpu_s=metadata.get("cpu_s", 0.0),
     )
+    if message.tool_calls and not is_json:
+        response["tool_calls"] = message.tool_calls
+    if message.invalid_tool_calls and not is_json:
+        response["invalid_tool_calls"] = message.invalid_tool_calls
+    return response
 
 
 def usage_of(response: Response) -> Usage:

@@ -39,9 +39,14 @@ LAYERS = [
     "steps",
     "dataflow",
     "nodes",
+    "review",
     "graph",
+    "whole",
+    "chat",
+    "middleware",
     "trace",
     "evaluation",
+    "serve",
     "cli",
 ]
 

@@ -1,5 +1,5 @@
-"""The command line: `r2graph run`, `eval`, `ledger`, `pool check`, `trace export` and
-`doctor`.
+"""The command line: `r2graph run`, `serve`, `eval`, `ledger`, `pool check`,
+`trace export` and `doctor`.
 
 A command imports what it needs when it runs, so that `--help` is quick. What r2graph raises on
 purpose ends in one line on standard error and exit code 2; checks that fail end in exit code 1.
@@ -17,6 +17,7 @@ from r2graph.cli.evaluate import evaluate
 from r2graph.cli.ledger import ledger
 from r2graph.cli.pool import check
 from r2graph.cli.run import run
+from r2graph.cli.serve import serve
 from r2graph.cli.trace import export
 from r2graph.errors import R2Error
 
@@ -45,6 +46,7 @@ pool = typer.Typer(help="Look after pools of models.", no_args_is_help=True)
 trace = typer.Typer(help="Get at runs as data.", no_args_is_help=True)
 
 app.command()(run)
+app.command()(serve)
 app.command("eval")(evaluate)
 app.command()(ledger)
 app.add_typer(pool, name="pool")

@@ -1,0 +1,134 @@
+"""A human's review of plan and allocation before the steps run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import END, START, StateGraph
+from langgraph.types import Command
+
+from r2graph.allocate import CheapestFirst
+from r2graph.graph import R2Graph
+from r2graph.limits import Limits
+from r2graph.nodes import allocate, decompose, execute_node, flow_node, verify
+from r2graph.pool import ModelPool
+from r2graph.review import review
+from r2graph.router import reader
+from r2graph.state import Defaults, R2Input, R2Output, R2State, RunContext
+from r2graph.turn import Deciders
+from r2graph.verify import FormatVerifier
+from tests.fakes import Planned, echo, pool_of
+
+PLAN = "s1: one\ns2: two"
+CONFIG: dict[str, Any] = {"configurable": {"thread_id": "1"}}
+
+
+def reviewed(pool: ModelPool, planner: Planned) -> R2Graph:
+    """A graph with the review in it, as `create_r2_graph` would make it."""
+    deciders = Deciders(
+        planner, CheapestFirst(), FormatVerifier(), FormatVerifier(), reader(pool.language)
+    )
+    builder = StateGraph(R2State, RunContext, input_schema=R2Input, output_schema=R2Output)
+    builder.add_node("decompose", flow_node(deciders, decompose))
+    builder.add_node("allocate", flow_node(deciders, allocate))
+    builder.add_node(
+        "review", flow_node(deciders, review), destinations=("decompose", "execute_step")
+    )
+    builder.add_node("execute_step", execute_node(deciders))
+    builder.add_node("verify", flow_node(deciders, verify), destinations=("decompose", END))
+    builder.add_edge(START, "decompose")
+    builder.add_edge("decompose", "allocate")
+    builder.add_edge("allocate", "review")
+    builder.add_edge("execute_step", "verify")
+    compiled = builder.compile(checkpointer=InMemorySaver())
+    defaults = Defaults(pool=pool, pools={}, quality=0.9, budget=None, limits=Limits())
+    fields = {key: value for key, value in vars(compiled).items() if key != "__orig_class__"}
+    return R2Graph(defaults=defaults, **fields)
+
+
+def asked(*plans: str) -> tuple[R2Graph, Planned]:
+    planner = Planned(*plans)
+    return reviewed(pool_of(echo(), echo()), planner), planner
+
+
+def decided(**decision: Any) -> Command[Any]:
+    return Command(resume={"decisions": [decision]})
+
+
+def edit(args: dict[str, Any]) -> Command[Any]:
+    return decided(type="edit", edited_action={"name": "run_plan", "args": args})
+
+
+def shown(result: dict[str, Any]) -> dict[str, Any]:
+    """The one action that a human is asked about."""
+    [request] = result["__interrupt__"]
+    [action] = request.value["action_requests"]
+    assert request.value["review_configs"] == [
+        {"action_name": "run_plan", "allowed_decisions": ["approve", "edit", "reject"]}
+    ]
+    return dict(action)
+
+
+def test_no_step_runs_before_the_plan_is_approved() -> None:
+    graph, _ = asked(PLAN)
+    paused = graph.invoke("q", CONFIG)
+    assert shown(paused)["args"]["members"] == {"s1": "m1", "s2": "m1"}
+    assert shown(paused)["description"] == "s1 (m1): one\ns2 (m1): two"
+    assert paused["steps"] == {}
+    assert graph.invoke(decided(type="approve"), CONFIG)["answer"] == "[two]"
+
+
+async def test_an_async_run_is_reviewed_too() -> None:
+    graph, _ = asked(PLAN)
+    shown(await graph.ainvoke("q", CONFIG))
+    assert (await graph.ainvoke(decided(type="approve"), CONFIG))["answer"] == "[two]"
+
+
+def test_an_edited_plan_and_allocation_are_what_is_run() -> None:
+    graph, _ = asked(PLAN)
+    args = shown(graph.invoke("q", CONFIG))["args"]
+    args["plan"]["subtasks"][1]["text"] = "three"
+    result = graph.invoke(edit({"plan": args["plan"], "members": {"s2": "m2"}}), CONFIG)
+    assert result["answer"] == "[three]"
+    assert {name: step["member"] for name, step in result["steps"].items()} == {
+        "s1": "m1",
+        "s2": "m2",
+    }
+
+
+def test_a_rejection_is_feedback_for_another_plan_which_is_reviewed_again() -> None:
+    graph, planner = asked(PLAN, "s1: better")
+    graph.invoke("q", CONFIG)
+    paused = graph.invoke(decided(type="reject", message="too long"), CONFIG)
+    assert shown(paused)["description"] == "s1 (m1): better"
+    assert [item.reason for item in planner.contexts[1].feedback] == ["too long"]
+    assert graph.invoke(decided(type="approve"), CONFIG)["answer"] == "[better]"
+
+
+def test_a_rejection_with_no_rounds_left_ends_the_run_unanswered() -> None:
+    graph, _ = asked(PLAN, "s1: better")
+    graph.invoke("q", CONFIG)
+    graph.invoke(decided(type="reject"), CONFIG)
+    result = graph.invoke(decided(type="reject"), CONFIG)
+    assert (result["answer"], result["stop_reason"], result["steps"]) == ("", "rounds", {})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Command(resume="yes"),
+        Command(resume={"decisions": []}),
+        decided(type="respond", message="hm"),
+        edit({"plan": {"subtasks": []}, "members": {}}),
+        edit({"plan": {"subtasks": [{"id": "s1", "text": "x"}]}, "members": {"s1": "m9"}}),
+        edit({"plan": {"subtasks": [{"id": "s1", "text": "x"}]}, "members": {"s2": "m1"}}),
+    ],
+)
+def test_a_decision_that_cannot_be_followed_is_asked_for_again(wrong: Command[Any]) -> None:
+    graph, _ = asked(PLAN)
+    graph.invoke("q", CONFIG)
+    again = graph.invoke(wrong, CONFIG)
+    assert shown(again)["description"].startswith("That cannot be done: ")
+    assert graph.invoke(decided(type="approve"), CONFIG)["answer"] == "[two]"
