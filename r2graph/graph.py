@@ -26,6 +26,7 @@ from r2graph.nodes import RUN_KEY, allocate, decompose, execute_node, flow_node,
 from r2graph.outcome_cache import OutcomeCache
 from r2graph.plan import MAX_SUBTASKS
 from r2graph.pool import ModelPool, load_pool
+from r2graph.review import review
 from r2graph.router import Router, load_router, reader
 from r2graph.state import (
     Defaults,
@@ -112,6 +113,7 @@ def create_r2_graph(
     ledger: Ledger | str | Path | None = None,
     outcomes: OutcomeCache | None = None,
     local_only: bool = False,
+    review_plan: bool = False,
     pools: Mapping[str, ModelPool] | None = None,
     checkpointer: Checkpointer = None,
     store: BaseStore | None = None,
@@ -130,7 +132,8 @@ def create_r2_graph(
     file, or a `postgresql://` URL) records each call before it is made and each reply before it is
     used: a run that is resumed after a crash buys no recorded reply again, and processes that share
     a ledger share the pool's budget. What is in `outcomes` is not asked of a model again, and is
-    billed as if it were.
+    billed as if it were. With `review_plan` a human approves, edits or rejects each plan before it
+    is run (`r2graph/review.py`); that takes a checkpointer, of the graph's own or of a server.
 
     The result has the keys of `R2Output`. Raises `ConfigError` and its kind here, and `R2Error`s
     when run; what a failed run had cost is in `error.cost_usd`.
@@ -163,7 +166,10 @@ def create_r2_graph(
     builder.add_node("verify", flow_node(deciders, verify), destinations=("decompose", END))
     builder.add_edge(START, "decompose")
     builder.add_edge("decompose", "allocate")
-    builder.add_edge("allocate", "execute_step")
+    if review_plan:
+        node = flow_node(deciders, review)
+        builder.add_node("review", node, destinations=("decompose", "execute_step"))
+    builder.add_edge("allocate", "review" if review_plan else "execute_step")
     builder.add_edge("execute_step", "verify")
     saver = strict(checkpointer)  # so that loading a checkpoint never runs code
     compiled = builder.compile(checkpointer=saver, store=store, cache=cache, name=name)

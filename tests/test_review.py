@@ -6,18 +6,9 @@ from typing import Any
 
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command
 
-from r2graph.allocate import CheapestFirst
-from r2graph.graph import R2Graph
-from r2graph.limits import Limits
-from r2graph.nodes import allocate, decompose, execute_node, flow_node, verify
-from r2graph.pool import ModelPool
-from r2graph.review import review
-from r2graph.router import reader
-from r2graph.state import Defaults, R2Input, R2Output, R2State, RunContext
-from r2graph.turn import Deciders
+from r2graph.graph import R2Graph, create_r2_graph
 from r2graph.verify import FormatVerifier
 from tests.fakes import Planned, echo, pool_of
 
@@ -25,32 +16,18 @@ PLAN = "s1: one\ns2: two"
 CONFIG: dict[str, Any] = {"configurable": {"thread_id": "1"}}
 
 
-def reviewed(pool: ModelPool, planner: Planned) -> R2Graph:
-    """A graph with the review in it, as `create_r2_graph` would make it."""
-    deciders = Deciders(
-        planner, CheapestFirst(), FormatVerifier(), FormatVerifier(), reader(pool.language)
-    )
-    builder = StateGraph(R2State, RunContext, input_schema=R2Input, output_schema=R2Output)
-    builder.add_node("decompose", flow_node(deciders, decompose))
-    builder.add_node("allocate", flow_node(deciders, allocate))
-    builder.add_node(
-        "review", flow_node(deciders, review), destinations=("decompose", "execute_step")
-    )
-    builder.add_node("execute_step", execute_node(deciders))
-    builder.add_node("verify", flow_node(deciders, verify), destinations=("decompose", END))
-    builder.add_edge(START, "decompose")
-    builder.add_edge("decompose", "allocate")
-    builder.add_edge("allocate", "review")
-    builder.add_edge("execute_step", "verify")
-    compiled = builder.compile(checkpointer=InMemorySaver())
-    defaults = Defaults(pool=pool, pools={}, quality=0.9, budget=None, limits=Limits())
-    fields = {key: value for key, value in vars(compiled).items() if key != "__orig_class__"}
-    return R2Graph(defaults=defaults, **fields)
-
-
 def asked(*plans: str) -> tuple[R2Graph, Planned]:
     planner = Planned(*plans)
-    return reviewed(pool_of(echo(), echo()), planner), planner
+    pool = pool_of(echo(), echo())
+    saver = InMemorySaver()
+    graph = create_r2_graph(
+        pool,
+        decomposer=planner,
+        verifier=FormatVerifier(),
+        review_plan=True,
+        checkpointer=saver,
+    )
+    return graph, planner
 
 
 def decided(**decision: Any) -> Command[Any]:
