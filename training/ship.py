@@ -94,8 +94,7 @@ library_name: transformers
 
 - From: the {module} of `lab-sft`, in `../../router-sft`.
 - Made by: {trained_with} (`{command} --config training/configs/lab.yaml --router lab-sft`; seed
-  {seed}). Prompts are training queries of `training/rl_data.py`, their sha256 is in `router.yaml`;
-  rewards are those of `training/rewards.py`, through the deployed graph.
+  {seed}); what it was trained on has its sha256 in `router.yaml`.
 - How good it is: README.md, docs/training.md.
 """
 
