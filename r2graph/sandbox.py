@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from errno import ENOSYS, EPERM
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -129,12 +130,16 @@ def _require_puzzle(sat: str) -> None:
         raise ConfigError("the puzzle runs its answer as code: leave it out")
 
 
+_PARSING = Lock()  # threads share a depth that the parser checks (python/cpython#106905)
+
+
 def _literal(text: str) -> tuple[Any] | None:
     """The value of a literal, in a tuple as it may be `None`; `None` for any other text."""
     if len(text) > MAX_LITERAL_CHARS:
         return None
     try:
-        value = ast.literal_eval(text.strip())
+        with _PARSING:
+            value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None  # the last two are how the parser refuses what is too deep
     return (value,) if _plain(value, MAX_LITERAL_DEPTH) else None

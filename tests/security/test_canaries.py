@@ -48,6 +48,7 @@ from r2graph.graph import R2Graph, create_r2_graph
 from r2graph.ledger import Ledger
 from r2graph.limits import Limits
 from r2graph.pool import ModelPool, load_pool
+from tests.conftest import Figure
 from tests.fakes import FakeChat, member
 
 NAMES = [
@@ -407,7 +408,10 @@ async def make_runs(server: TalkativeServer, evidence: Evidence, folder: Path) -
 
 
 def test_no_secret_is_written_or_shown_in_200_runs(
-    server: TalkativeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: TalkativeServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    figure: Figure,
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", CANARIES["the provider's key"])
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
@@ -422,12 +426,12 @@ def test_no_secret_is_written_or_shown_in_200_runs(
             load_pool(given)
         evidence.add_error(refused.value)
     size = {place: sum(map(len, texts)) for place, texts in evidence.texts.items()}
-    print(f"\n{RUNS} runs ({dict(ends)}), characters searched: {size}")
+    figure("secrets: runs that end in", dict(ends))
     assert size.keys() == set(PLACES)
     hits = evidence.hits()
     expected = {(place, "the prompt") for place in PLACES_OF_PROMPTS}
     assert expected <= hits, "the search finds what is there"
-    print(f"{len(hits - expected)} hits of {len(CANARIES)} secrets in {len(PLACES)} places")
+    figure(f"secrets: hits of {len(CANARIES)} in {len(PLACES)} places", len(hits - expected))
     assert hits == expected
 
 
@@ -473,11 +477,11 @@ def leaking(evidence: Evidence, folder: Path) -> None:
     evidence.add("reprs", repr(chat))
 
 
-def test_the_search_finds_every_secret_in_every_place(tmp_path: Path) -> None:
+def test_the_search_finds_every_secret_in_every_place(tmp_path: Path, figure: Figure) -> None:
     evidence = Evidence()
     leaking(evidence, tmp_path)
     hits = evidence.hits()
-    print(f"\nthe control: {len(hits)} hits of {len(PLACES) * len(CANARIES)}")
+    figure("secrets: hits in the control", f"{len(hits)} of {len(PLACES) * len(CANARIES)}")
     assert hits == {(place, name) for place in PLACES for name in CANARIES}
 
 

@@ -37,6 +37,7 @@ from r2graph.graph import R2Graph, create_r2_graph
 from r2graph.lab import benchmarks
 from r2graph.pool import load_pool
 from r2graph.router import load_router
+from tests.conftest import Figure
 from tests.fakes import Planned, echo, pool_of
 
 THREAD: RunnableConfig = {"configurable": {"thread_id": "1"}}
@@ -221,7 +222,10 @@ def load_all(graph: R2Graph) -> None:
 
 @pytest.mark.parametrize("name", POISONS)
 def test_a_poisoned_checkpoint_runs_nothing(
-    name: str, saver: BaseCheckpointSaver[Any], tmp_path: Path
+    name: str,
+    saver: BaseCheckpointSaver[Any],
+    tmp_path: Path,
+    figure: Figure,
 ) -> None:
     file = tmp_path / "executed"
     poison_all(saver, POISONS[name], file)
@@ -230,12 +234,12 @@ def test_a_poisoned_checkpoint_runs_nothing(
         saver.serde = serde
         load_all(graph_of(saver))
         executions += file.exists()
-    print(f"\n{name}: {executions} executions in 12 loads")
+    figure(f"poisoned checkpoints, {name}: executions in 12 loads", executions)
     assert executions == 0
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_poisons_work_where_nothing_is_strict(tmp_path: Path) -> None:
+def test_the_poisons_work_where_nothing_is_strict(tmp_path: Path, figure: Figure) -> None:
     """The control: with the savers as LangGraph makes them, or as careless as can be."""
     executed: dict[str, set[str]] = {}
     for label, serde in (("default", JsonPlusSerializer()), ("permissive", permissive())):
@@ -248,7 +252,10 @@ def test_the_poisons_work_where_nothing_is_strict(tmp_path: Path) -> None:
             load(lambda saver=careless: list(saver.list(THREAD)))  # type: ignore[misc]
             if file.exists():
                 executed[label].add(name)
-    print("\n" + "; ".join(f"{label}: {len(names)} of 12" for label, names in executed.items()))
+    figure(
+        "poisoned checkpoints: executions in the control",
+        "; ".join(f"{label}: {len(names)} of 12" for label, names in executed.items()),
+    )
     assert executed["permissive"] == POISONS.keys()
     assert executed["default"] == POISONS.keys() - {"a JSON constructor", "a pickle"}
 
@@ -340,7 +347,7 @@ print(f"{len(events)} blocked, {len(records)} warnings")
 """
 
 
-def test_a_servers_strict_checkpointer_gives_the_state_back_unchanged() -> None:
+def test_a_servers_strict_checkpointer_gives_the_state_back_unchanged(figure: Figure) -> None:
     root = Path(__file__).parent.parent.parent
     done = subprocess.run(
         [sys.executable, "-c", SERVED],
@@ -350,7 +357,7 @@ def test_a_servers_strict_checkpointer_gives_the_state_back_unchanged() -> None:
         text=True,
         check=False,
     )
-    print("\n" + done.stdout)
+    figure("strict msgpack", done.stdout.strip())
     assert done.stdout == "0 blocked, 0 warnings\n", done.stderr
 
 
@@ -377,7 +384,7 @@ CHANNELS = ["query", "messages", "run_id", "progress", "bill", "plan", "allocati
 NODES = ["decompose", "allocate", "execute_step", "verify"]
 
 
-def test_state_of_the_wrong_form_is_a_typed_error_or_is_not_used() -> None:
+def test_state_of_the_wrong_form_is_a_typed_error_or_is_not_used(figure: Figure) -> None:
     refused = 0
     for before in NODES:
         for channel in (*CHANNELS, "answer", "stop_reason", "run"):
@@ -389,7 +396,7 @@ def test_state_of_the_wrong_form_is_a_typed_error_or_is_not_used() -> None:
                     refused += 1
                 else:
                     assert isinstance(result["answer"], str), (before, channel, value)
-    print(f"\n{refused} of 440 tampered states refused, the others not used or in order")
+    figure("tampered states refused, of 440 (the others are not used)", refused)
     assert refused > 100
 
 
@@ -488,12 +495,12 @@ def poisoned_router(folder: Path, file: Path) -> Path:
     return folder
 
 
-def test_a_poisoned_router_runs_nothing(tmp_path: Path) -> None:
+def test_a_poisoned_router_runs_nothing(tmp_path: Path, figure: Figure) -> None:
     file = tmp_path / "executed"
     folder = poisoned_router(tmp_path / "router", file)
     graph = create_r2_graph(pool_of(echo(), language="lab"), router=folder)
     load(lambda: graph.invoke("jump twice"))
-    print(f"\n{int(file.exists())} executions of a poisoned router")
+    figure("executions of a poisoned router", int(file.exists()))
     assert not file.exists()
     # The control: the same file, read as PyTorch reads a pickle.
     pickle.loads((folder / "decomposer" / "pytorch_model.bin").read_bytes())

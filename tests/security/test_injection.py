@@ -33,6 +33,7 @@ from r2graph.verify import (
     Verdict,
     VerifyContext,
 )
+from tests.conftest import Figure
 from tests.fakes import FakeChat, Planned, member, pool_of, replay, reply
 
 PLAN = """\
@@ -264,13 +265,13 @@ class BareJudge(JudgeVerifier):
         return Verdict({"yes": True, "no": False}.get(said.text), "it says so")
 
 
-def test_a_judge_without_fences_obeys() -> None:
+def test_a_judge_without_fences_obeys(figure: Figure) -> None:
     """The control: what a judge's fence is good for."""
     passed = 0
     for text in TEXTS:
         result = watch(graph_of(text, obedient(), verifier=BareJudge())).result
         passed += result["steps"]["s1"]["attempts"][0]["ok"] is not False
-    print(f"{passed} of {len(TEXTS)} infected outputs pass a judge without fences")
+    figure(f"infected outputs that pass a judge without fences, of {len(TEXTS)}", passed)
     assert passed == len(TEXTS)
 
 
@@ -302,7 +303,7 @@ async def test_a_later_step_does_not_obey_in_async_either(text: str) -> None:
     check_later(await awatch(graph_of(text, model, **LATER)), model, text)
 
 
-def test_a_step_that_obeys_changes_its_output_and_nothing_else() -> None:
+def test_a_step_that_obeys_changes_its_output_and_nothing_else(figure: Figure) -> None:
     """The control: models of another language get bare prompts, and obey each time."""
     obeyed, changes = 0, []
     for text in TEXTS:
@@ -311,11 +312,16 @@ def test_a_step_that_obeys_changes_its_output_and_nothing_else() -> None:
         assert seen.result["steps"]["s2"]["output"] in ORDERS.values()
         obeyed += len(model.obeyed) > 0
         changes += seen.changes()
-    print(f"{obeyed} of {len(TEXTS)} infected outputs obeyed, {len(changes)} control-plane changes")
+    figure(
+        f"infected outputs of {len(TEXTS)}: obeyed, control-plane changes",
+        f"{obeyed}, {len(changes)}",
+    )
     assert (obeyed, changes) == (len(TEXTS), [])
 
 
-def test_an_obedient_allocator_moves_no_step_but_the_one_that_holds_the_order() -> None:
+def test_an_obedient_allocator_moves_no_step_but_the_one_that_holds_the_order(
+    figure: Figure,
+) -> None:
     """A trained allocator sees operands, since difficulty hangs on them; the pool bounds it."""
     moved, texts = 0, TEXTS[::3]
     for text in texts:
@@ -339,7 +345,7 @@ def test_an_obedient_allocator_moves_no_step_but_the_one_that_holds_the_order() 
         assert seen.changes(revised=["s2", "s4"]) == []
         chosen = [seen.result["allocation"][step]["member"] for step in ("s1", "s2", "s3")]
         moved += chosen == ["m1", "m3", "m1"]
-    print(f"{moved} of {len(texts)} infected outputs chose who reads them, none chose more")
+    figure(f"infected outputs of {len(texts)} that chose their own reader", moved)
     assert moved == len(texts)
 
 
@@ -362,7 +368,7 @@ def told(text: str) -> dict[str, tuple[str, DecomposeContext]]:
     }
 
 
-def test_a_planner_obeys_neither_query_nor_history_nor_feedback() -> None:
+def test_a_planner_obeys_neither_query_nor_history_nor_feedback(figure: Figure) -> None:
     obeyed, bare = 0, 0
     for text in TEXTS:
         for query, context in told(text).values():
@@ -376,7 +382,10 @@ def test_a_planner_obeys_neither_query_nor_history_nor_feedback() -> None:
         model = obedient()
         model.invoke([call.messages[0], HumanMessage(f"The task:\n{text}")])
         bare += len(model.obeyed)
-    print(f"planners obeyed {obeyed} of {4 * len(TEXTS)} infected texts; without fences {bare}")
+    figure(
+        f"infected texts of {4 * len(TEXTS)} that planners obeyed; without fences",
+        f"{obeyed}; {bare}",
+    )
     assert (obeyed, bare) == (0, len(TEXTS))
 
 
@@ -405,13 +414,13 @@ def test_a_text_that_holds_the_digest_of_its_fence_gets_another() -> None:
         text += found[1]
 
 
-def test_plain_tags_would_not_hold_what_spells_their_end() -> None:
+def test_plain_tags_would_not_hold_what_spells_their_end(figure: Figure) -> None:
     """The control: why a fence is another where its text has tags."""
     left = {"plain": 0, "ours": 0}
     for text in TEXTS:
         for name, shown in [("plain", f"<s1>{text}</s1>"), ("ours", fence("s1", text))]:
             left[name] += any(order in outside(normalize("NFKC", shown)) for order in ORDERS)
-    print(f"of {len(TEXTS)} infected texts get out of their fence: {left}")
+    figure(f"infected texts of {len(TEXTS)} that get out of a fence", left)
     assert left["plain"] > 0 == left["ours"]
 
 

@@ -30,6 +30,7 @@ from r2graph.plan import (
     render_text,
 )
 from r2graph.turn import FENCE_NOTE, STEP_INSTRUCTION
+from tests.conftest import Figure
 from tests.fakes import Planned, echo, pool_of, replay, reply
 
 PROMISED_S = 0.1
@@ -71,10 +72,10 @@ class Record:
             finally:
                 self.longest_s = max(self.longest_s, time.process_time() - began)
 
-    def report(self) -> None:
-        print(
-            f"{self.cases} sources x {len(READERS)} readers: {self.plans} valid plans, "
-            f"{self.refused} PlanErrors, nothing else; longest {1000 * self.longest_s:.0f} ms"
+    def report(self, figure: Figure) -> None:
+        figure(
+            f"malicious plans: {self.cases} sources x {len(READERS)} readers",
+            f"{self.plans} valid, {self.refused} errors; longest {1000 * self.longest_s:.0f} ms",
         )
         assert self.plans + self.refused == self.cases * len(READERS)
         assert self.longest_s <= NOISE * PROMISED_S
@@ -287,13 +288,13 @@ def payloads() -> list[Source]:
     return list(dict.fromkeys(source for family in FAMILIES for source in family()))
 
 
-def test_a_malicious_plan_is_a_valid_plan_or_a_typed_error_and_soon() -> None:
+def test_a_malicious_plan_is_a_valid_plan_or_a_typed_error_and_soon(figure: Figure) -> None:
     record = Record()
     for source in payloads():
         record.read(source)
     assert record.cases >= 200
     assert record.plans > 20  # many are harmless: what looks odd is not refused for its looks
-    record.report()
+    record.report(figure)
 
 
 TOKENS = [
@@ -341,12 +342,14 @@ def mutated(draw: Random) -> Source:
 
 
 @pytest.mark.parametrize("n", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_a_plan_with_faults_is_a_valid_plan_or_a_typed_error_and_soon(n: int) -> None:
+def test_a_plan_with_faults_is_a_valid_plan_or_a_typed_error_and_soon(
+    n: int, figure: Figure
+) -> None:
     record, draw = Record(), Random(n)
     for _ in range(n):
         record.read(mutated(draw))
     assert min(record.plans, record.refused) > n / 10
-    record.report()
+    record.report(figure)
 
 
 # Controls: without our bounds the same sources get through
@@ -390,7 +393,9 @@ def test_json_alone_takes_the_last_of_two_texts() -> None:
 
 
 @pytest.mark.parametrize("language", ["test", "any"])
-def test_a_prompt_cannot_grow_without_bound_as_outputs_repeat_each_other(language: str) -> None:
+def test_a_prompt_cannot_grow_without_bound_as_outputs_repeat_each_other(
+    language: str, figure: Figure
+) -> None:
     """A billion laughs: each step repeats the one before ten times, on a model that copies."""
     fold = 10
     plan = "\n".join(
@@ -403,7 +408,7 @@ def test_a_prompt_cannot_grow_without_bound_as_outputs_repeat_each_other(languag
         graph.invoke("q")
     longest = max(map(len, copier.prompts))
     unbounded = len("ha") * fold ** (MAX_SUBTASKS - 1)
-    print(f"{language}: longest prompt {longest} characters; unbounded: more than {unbounded}")
+    figure(f"longest prompt, {language}; unbounded", f"{longest}; more than {unbounded}")
     note = len(STEP_INSTRUCTION + FENCE_NOTE) + fold * len("<s12-01234567>\n\n</s12-01234567>")
     assert longest <= MAX_FILLED_CHARS + note < unbounded
     assert caught.value.cost_usd is not None

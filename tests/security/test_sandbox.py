@@ -28,6 +28,7 @@ from r2graph.sandbox import (
     require_sandbox,
     run,
 )
+from tests.conftest import Figure
 
 MEBI = 2**20
 SHORT = SandboxLimits(wall_s=0.7, cpu_s=1, memory_bytes=256 * MEBI, output_bytes=50_000)
@@ -315,20 +316,20 @@ def escapes(host: Host, name: str) -> tuple[bool, Outcome]:
 
 
 @pytest.mark.usefixtures("sandbox")
-def test_no_attempt_to_escape_succeeds(host: Host) -> None:
+def test_no_attempt_to_escape_succeeds(host: Host, figure: Figure) -> None:
     with ThreadPoolExecutor(4) as threads:
         found = dict(zip(ATTEMPTS, threads.map(partial(escapes, host), ATTEMPTS), strict=True))
     escaped = [name for name, (through, _) in found.items() if through]
     misspelt = re.compile(r"\b(SyntaxError|NameError|ImportError|ModuleNotFoundError)\b")
     broken = [name for name, (_, outcome) in found.items() if misspelt.search(outcome.output)]
-    print(f"escapes: {len(escaped)}/{len(ATTEMPTS)}")
+    figure("sandbox: escapes", f"{len(escaped)}/{len(ATTEMPTS)}")
     assert len(ATTEMPTS) >= 40
     assert broken == []  # they failed for the sandbox, and for nothing else
     assert escaped == []
     assert leftovers(OURS, patience_s=2) == set()
 
 
-def test_the_same_attempts_succeed_without_the_sandbox(host: Host) -> None:
+def test_the_same_attempts_succeed_without_the_sandbox(host: Host, figure: Figure) -> None:
     through = []
     for name in WITHOUT:
         began = time.monotonic()
@@ -353,7 +354,7 @@ def test_the_same_attempts_succeed_without_the_sandbox(host: Host) -> None:
         (host.folder / "link").unlink(missing_ok=True)
         passed = process.returncode == 0 or "True" in said or host.secret in said
         through += [name] if passed or host.harmed() or slow or left else []
-    print(f"the same without a sandbox: {len(through)}/{len(WITHOUT)}")
+    figure("sandbox: escapes without it", f"{len(through)}/{len(WITHOUT)}")
     assert through == WITHOUT
 
 
@@ -365,12 +366,14 @@ PUZZLES = [
 
 
 @pytest.mark.usefixtures("sandbox")
-def test_honest_answers_are_accepted_and_wrong_ones_are_not() -> None:
+def test_honest_answers_are_accepted_and_wrong_ones_are_not(figure: Figure) -> None:
     puzzles, answers, others = zip(*PUZZLES, strict=True)
     with ThreadPoolExecutor(4) as threads:
         right = list(threads.map(check_answer, puzzles, answers))
         wrong = list(threads.map(check_answer, puzzles, others))
-    print(f"honest answers accepted: {sum(right)}/{len(PUZZLES)}, wrong ones: {sum(wrong)}")
+    figure(
+        "sandbox: honest answers accepted, wrong ones", f"{sum(right)}/{len(PUZZLES)}, {sum(wrong)}"
+    )
     assert len(PUZZLES) == 40
     assert [at for at, verdict in enumerate(right) if not verdict] == []
     assert [at for at, verdict in enumerate(wrong) if verdict] == []
