@@ -1,20 +1,10 @@
-"""Middleware for LangChain's `create_agent`: a pool member for each call of an agent's loop.
-
-How hard a task is shows in the attempt, not in its wording. So a run starts on the cheapest member,
-a signal of the trajectory moves it up by one, and several calls in a row without a signal move it
-down again, if that saves more than the prompt cache is worth that every switch loses.
-
-The agent's own handler binds tools and schemas; a `Relay` presents it to the `Door` as a chat
-model, and so an agent's calls have the reservations, retries, breakers and bill of all others.
-"""
+"""Middleware for LangChain's `create_agent`: a pool member for each call of an agent's loop."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -27,28 +17,17 @@ from langchain.agents.middleware import (
     hook_config,
 )
 from langchain.agents.middleware.types import ContextT, OmitFromSchema, ResponseT
-from langchain.agents.structured_output import (
-    AutoStrategy,
-    ProviderStrategy,
-    StructuredOutputError,
-    ToolStrategy,
-)
-from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
-from langchain_core.outputs import ChatResult
-from langchain_core.runnables import RunnableConfig
-from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain.agents.structured_output import StructuredOutputError
+from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.errors import GraphBubbleUp
 from langgraph.runtime import Runtime
 from langgraph.types import Command
-from pydantic import Field, TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # pydantic, for servers' schemas, wants this one
+from pydantic import TypeAdapter, ValidationError
 
+from r2graph.agent_bill import AgentBill, billed, empty_bill, read_bill
 from r2graph.allocate import AllocateContext, Allocator, CheapestFirst
-from r2graph.bill import total
 from r2graph.breaker import Health
-from r2graph.calls import Entry, Flow, ModelCall, Reply, T, flowing
+from r2graph.calls import Flow, ModelCall, Reply, T, flowing
 from r2graph.door import Door, adrive, drive
 from r2graph.errors import (
     AllocationError,
@@ -61,49 +40,21 @@ from r2graph.errors import (
 )
 from r2graph.limits import Limits, Meter
 from r2graph.plan import Subtask
-from r2graph.pool import ModelPool, ModelSpec, load_pool
-from r2graph.pricing import Money, Price, Usage, to_text
-from r2graph.state import MemberUsage, read_context
+from r2graph.pool import ModelPool, load_pool
+from r2graph.pricing import to_text
+from r2graph.relay import Relay, as_seen, sent, spoken
+from r2graph.state import read_context
+from r2graph.trajectory import (
+    MAX_PATIENCE,
+    Move,
+    Route,
+    digest,
+    follow,
+    shown,
+    tool_failed,
+)
 
-MAX_PATIENCE = 64
-# What an image, a sound or a file may take: no provider says so beforehand.
-DATA_TOKENS = 4096
-_DATA = frozenset({"image", "image_url", "audio", "input_audio", "video", "file", "document"})
 _CALLS = 10**9  # the bound on calls is the agent's own: its recursion limit, `ModelCallLimit…`
-
-Signal = Literal["tool failed", "structured output", "repeated output", "low confidence"]
-
-
-class Route(TypedDict):
-    """Where a run stands, as the state keeps it."""
-
-    member: str
-    """Who made the last call."""
-    calm: Annotated[int, Field(ge=0)]
-    """Calls in a row, on this member, before the last one that showed no signal."""
-    patience: Annotated[int, Field(ge=1)]
-    """Calls without a signal that a move down takes."""
-    fell: bool
-    """Whether the last move was down."""
-    signal: Signal | None
-    """What the last reply showed."""
-    said: str
-    """A digest of the last reply, to tell a repetition."""
-    input_tokens: Annotated[int, Field(ge=0)]
-    output_tokens: Annotated[int, Field(ge=0)]
-
-
-class AgentBill(TypedDict):
-    """What a run of an agent cost: the calls of this middleware, failed ones included."""
-
-    usage: dict[str, MemberUsage]
-    cost_usd: Money
-    counterfactual_usd: Money
-    """An estimate: the same replies with the same tokens, all from the strongest member."""
-    switches: Annotated[int, Field(ge=0)]
-    """How often two calls in a row went to different members."""
-    stop_reason: Literal["budget"] | None
-    """Why this middleware ended the run, if it did."""
 
 
 class R2AgentState(AgentState[ResponseT]):
@@ -114,198 +65,6 @@ class R2AgentState(AgentState[ResponseT]):
 
 
 _ROUTE = TypeAdapter(Route)
-_BILL = TypeAdapter(AgentBill)
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """The member for the next call, and why."""
-
-    member: str
-    reason: str
-    patience: int
-    calm: int = 0
-    fell: bool = False
-
-
-def saving(usage: Usage, calls: int, here: Price, there: Price, cached: Decimal) -> Decimal:
-    """Dollars that `calls` further calls save `there`, net of the prompt cache lost `here`.
-
-    Each call is taken to be like the last, of `usage`, with its prompt in the cache at the share
-    `cached` of the input price; the first call there pays the full price for the prompt.
-    """
-
-    def each(price: Price) -> Decimal:
-        prompt = price.input_per_mtok * cached * usage.input_tokens
-        return prompt + price.output_per_mtok * usage.output_tokens
-
-    lost = there.input_per_mtok * (1 - cached) * usage.input_tokens
-    return (calls * (each(here) - each(there)) - lost).scaleb(-6)
-
-
-def follow(
-    route: Route, signal: Signal | None, pool: ModelPool, up: str | None, cached: Decimal
-) -> Move:
-    """The next move of a run; `up` is whom a signal moves it to, if there is anyone.
-
-    Who fell and was sent back up waits twice as long before the next fall.
-    """
-    member, patience = route["member"], route["patience"]
-    if signal is not None:
-        if up is None:
-            return Move(member, f"{signal}, and nobody is stronger", patience)
-        if route["fell"]:
-            patience = min(MAX_PATIENCE, 2 * patience)
-        return Move(up, signal, patience)
-    calm = route["calm"] + 1
-    if calm >= patience and (rank := pool.rank(member)) > 1:
-        below = pool[rank - 2]
-        usage = Usage(input_tokens=route["input_tokens"], output_tokens=route["output_tokens"])
-        # As many calls as went by without a signal may well follow.
-        saved = saving(usage, calm, pool[member].price, below.price, cached)
-        if saved > 0:
-            return Move(below.name, f"{calm} calls without a signal", patience, fell=True)
-    return Move(member, "no signal", patience, calm, route["fell"])
-
-
-def tool_failed(messages: Sequence[BaseMessage]) -> Signal | None:
-    """Whether one of the tool results since the model last spoke is an error."""
-    for message in reversed(messages):
-        if not isinstance(message, ToolMessage):
-            break
-        if message.status == "error":
-            return "tool failed"
-    return None
-
-
-def digest(message: AIMessage) -> str:
-    """Tells what a reply says or does: its tool calls where it has any, else its text."""
-    calls = [[call["name"], call["args"]] for call in message.tool_calls]
-    if not (said := calls or str(message.text).strip()):
-        return ""
-    return sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-class Relay(BaseChatModel):
-    """A member as the `Door` sees it: to ask it is to ask the agent's handler with that member.
-
-    The handler's response, or the error with which it refused one that had come, is in `outcome`.
-    """
-
-    target: ModelSpec
-    request: Any
-    """LangChain's `ModelRequest`; its classes are generic dataclasses that Pydantic cannot read."""
-    handler: Callable[[Any], Any]
-    is_capped: bool
-    outcome: Any = None
-    error: Exception | None = None
-    """What the last call raised."""
-
-    @property
-    def _llm_type(self) -> str:
-        return "r2-relay"
-
-    def _generate(self, *_: Any, **__: Any) -> ChatResult:
-        raise NotImplementedError  # LangChain would report a second run of a model
-
-    def invoke(
-        self,
-        input: LanguageModelInput,  # noqa: A002 - LangChain's name
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **options: Any,
-    ) -> AIMessage:
-        """What the member replies."""
-        try:
-            return self._keep(self.handler(self._asked(options["max_tokens"])))
-        except Exception as error:  # noqa: BLE001 - sorted there
-            return self._refused(error)
-
-    async def ainvoke(
-        self,
-        input: LanguageModelInput,  # noqa: A002
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **options: Any,
-    ) -> AIMessage:
-        """As `invoke`."""
-        try:
-            return self._keep(await self.handler(self._asked(options["max_tokens"])))
-        except Exception as error:  # noqa: BLE001
-            return self._refused(error)
-
-    def _asked(self, max_tokens: int) -> ModelRequest[Any]:
-        settings = self.request.model_settings
-        if self.is_capped:
-            settings = {**settings, "max_tokens": max_tokens}
-        asked: ModelRequest[Any] = self.request.override(
-            model=self.target.chat, model_settings=settings
-        )
-        return asked
-
-    def _keep(self, response: ModelResponse[Any]) -> AIMessage:
-        self.outcome = response
-        return spoken(response)
-
-    def _refused(self, error: Exception) -> AIMessage:
-        """Raise what failed; what is not the member's failure waits in `outcome`."""
-        if isinstance(error, StructuredOutputError):  # it was answered, and is billed
-            self.outcome = error
-            return error.ai_message
-        if isinstance(error, GraphBubbleUp):  # an interrupt of another middleware
-            self.outcome = error
-            return AIMessage("")
-        self.error = error
-        raise error
-
-
-def spoken(response: ModelResponse[Any]) -> AIMessage:
-    """The model's message; an empty one if another middleware has taken it out."""
-    said = [message for message in response.result if isinstance(message, AIMessage)]
-    return said[-1] if said else AIMessage("")
-
-
-def sent(request: ModelRequest[Any]) -> list[BaseMessage]:
-    """All that a request sends, as texts: `worst_usage` counts their bytes."""
-    first = [request.system_message] if request.system_message else []
-    messages = [*first, *request.messages]
-    rest = [part for message in messages for part in _beside_text(message)]
-    rest += [
-        _text(convert_to_openai_tool(t) if isinstance(t, BaseTool) else t) for t in request.tools
-    ]
-    rest += [_text([spec.name, spec.description, spec.json_schema]) for spec in _schemas(request)]
-    return [*messages, *(HumanMessage(part) for part in rest)]
-
-
-def _beside_text(message: BaseMessage) -> Iterator[str]:
-    """Tool calls, images and other parts of a message that are not its text."""
-    if isinstance(message, AIMessage) and message.tool_calls:
-        yield _text(message.tool_calls)
-    for block in message.content if isinstance(message.content, list) else ():
-        if isinstance(block, dict) and block.get("type") != "text":
-            yield " " * DATA_TOKENS if block.get("type") in _DATA else _text(block)
-
-
-def _schemas(request: ModelRequest[Any]) -> list[Any]:
-    """How LangChain describes the structured output."""
-    form: Any = request.response_format  # another middleware may put a bare schema there
-    match form:
-        case None:
-            return []
-        case ToolStrategy() as tools:
-            return list(tools.schema_specs)
-        case ProviderStrategy() as native:
-            return [native.schema_spec]
-        case AutoStrategy(schema=schema):
-            return list(ToolStrategy(schema).schema_specs)
-        case schema:
-            return list(ToolStrategy(schema).schema_specs)
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -388,7 +147,7 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
         self, state: R2AgentState[ResponseT], runtime: Runtime[ContextT]
     ) -> dict[str, Any]:
         """A new run, with a bill of its own; a resumed one does not come by here."""
-        return {"r2_route": None, "r2_bill": _empty()}
+        return {"r2_route": None, "r2_bill": empty_bill()}
 
     async def abefore_agent(
         self, state: R2AgentState[ResponseT], runtime: Runtime[ContextT]
@@ -419,7 +178,7 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
         self, state: R2AgentState[ResponseT], runtime: Runtime[ContextT]
     ) -> dict[str, Any] | None:
         """End the run that has used up its budget, even one that waits for a structured output."""
-        return {"jump_to": "end"} if _bill(state)["stop_reason"] else None
+        return {"jump_to": "end"} if read_bill(state)["stop_reason"] else None
 
     @hook_config(can_jump_to=["end"])
     async def aafter_model(
@@ -429,7 +188,7 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
         return self.after_model(state, runtime)
 
     def _door(self, request: ModelRequest[ContextT]) -> Door:
-        spent = Decimal(_bill(request.state)["cost_usd"])
+        spent = Decimal(read_bill(request.state)["cost_usd"])
         return Door(Meter(self._limits, self._budget, spent=spent), health=self._health)
 
     def _routed(
@@ -449,7 +208,7 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
         except R2Error as error:
             error.cost_usd = to_text(door.meter.spent)
             raise
-        bill = self._billed(request.state, door.bill)
+        bill = billed(read_bill(request.state), door.bill, self.pool[-1].price)
         if answer is None:
             return _ended(bill, door.meter)
         if route is not None and route["member"] != answer.move.member:
@@ -500,7 +259,7 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
             try:
                 reply = yield ModelCall(
                     "executor",
-                    _as_seen(spec, relay),
+                    as_seen(spec, relay),
                     texts,
                     max_tokens=request.model_settings.get("max_tokens"),
                 )
@@ -544,7 +303,7 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
             calm=move.calm,
             patience=move.patience,
             fell=move.fell,
-            signal=self._signal(response, reply, said, route),
+            signal=shown(response, reply, said, route, self._min_logprob),
             said=said,
             input_tokens=reply.usage.input_tokens,
             output_tokens=reply.usage.output_tokens,
@@ -554,19 +313,6 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
             ModelResponse(result=result, structured_response=response.structured_response),
             Command(update={"r2_route": now, "r2_bill": bill}),
         )
-
-    def _signal(
-        self, response: ModelResponse[Any], reply: Reply, said: str, route: Route | None
-    ) -> Signal | None:
-        """What a reply shows at once; whether a tool failed shows before the next call."""
-        corrected = any(isinstance(message, ToolMessage) for message in response.result)
-        if corrected and response.structured_response is None:
-            return "structured output"
-        if route is not None and said and said == route["said"]:
-            return "repeated output"
-        if reply.mean_logprob is not None and reply.mean_logprob < self._min_logprob:
-            return "low confidence"
-        return None
 
     def _route(self, state: Mapping[str, Any]) -> Route | None:
         """Where the run stands; `None` at its beginning, or if its member has left the pool."""
@@ -578,65 +324,11 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
             raise CheckpointError(first_fault(error)) from None
         return route if route["member"] in self.pool.names else None
 
-    def _billed(self, state: Mapping[str, Any], entries: Sequence[Entry]) -> AgentBill:
-        """The bill with these calls on it."""
-        bill = _bill(state)
-        strongest, reference = self.pool[-1].price, Decimal(bill["counterfactual_usd"])
-        for entry in entries:
-            usage = Usage(input_tokens=entry["input_tokens"], output_tokens=entry["output_tokens"])
-            if entry["ok"] and entry["role"] == "executor":
-                reference += strongest.cost(usage)
-            bill["usage"][entry["member"]] = _plus(bill["usage"].get(entry["member"]), entry)
-        bill["counterfactual_usd"] = to_text(reference)
-        bill["cost_usd"] = to_text(Decimal(bill["cost_usd"]) + total(entries))
-        return bill
-
 
 def _checked(name: str, value: T, is_right: bool) -> T:
     if not is_right:
         raise ConfigError(f"{name} is out of range")
     return value
-
-
-def _as_seen(spec: ModelSpec, relay: Relay) -> ModelSpec:
-    """The member with the relay in the place of its chat model."""
-    return ModelSpec(
-        name=spec.name,
-        model=relay,
-        price=spec.price,
-        context_length=spec.context_length,
-        tags=spec.tags | ({"local"} if spec.is_local else set()),
-    )
-
-
-def _empty() -> AgentBill:
-    return AgentBill(usage={}, cost_usd="0", counterfactual_usd="0", switches=0, stop_reason=None)
-
-
-def _bill(state: Mapping[str, Any]) -> AgentBill:
-    """A copy of the bill so far."""
-    try:
-        bill = _BILL.validate_python(state.get("r2_bill") or _empty())
-    except ValidationError as error:
-        raise CheckpointError(first_fault(error)) from None
-    return {**bill, "usage": dict(bill["usage"])}
-
-
-def _plus(usage: MemberUsage | None, entry: Entry) -> MemberUsage:
-    one = MemberUsage(
-        input_tokens=entry["input_tokens"],
-        output_tokens=entry["output_tokens"],
-        calls=1,
-        cost_usd=entry["cost_usd"],
-    )
-    if usage is None:
-        return one
-    return MemberUsage(
-        input_tokens=usage["input_tokens"] + one["input_tokens"],
-        output_tokens=usage["output_tokens"] + one["output_tokens"],
-        calls=usage["calls"] + 1,
-        cost_usd=to_text(Decimal(usage["cost_usd"]) + Decimal(one["cost_usd"])),
-    )
 
 
 def _ended(bill: AgentBill, meter: Meter) -> ExtendedModelResponse[Any]:

@@ -224,7 +224,7 @@ def test_a_message_that_is_said_twice_is_heard_twice() -> None:
 def test_the_lab_is_a_chat_model() -> None:
     message = ChatR2(model="lab", limits=PATIENT).invoke("( 12 + 7 ) * 6 - -3")
     assert message.text == "117"
-    assert "lab-sft-decomposer" in message.response_metadata["usage"]  # its router by itself
+    assert "lab-decomposer" in message.response_metadata["usage"]  # its router by itself
 
 
 # Settings

@@ -36,9 +36,9 @@ from pydantic import BaseModel, Field
 
 from r2graph import ConfigError, LimitExceeded, ModelCallError, R2RouterMiddleware
 from r2graph.allocate import CheckpointAllocator, Choice
-from r2graph.middleware import MAX_PATIENCE, Route, follow, saving
 from r2graph.pool import ModelPool
 from r2graph.pricing import Price, Usage
+from r2graph.trajectory import MAX_PATIENCE, Route, follow, saving
 from tests.conftest import Figure
 from tests.fakes import ProviderError, member, pool_of, scripted
 
