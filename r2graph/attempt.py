@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from r2graph.breaker import Pass
-from r2graph.calls import ModelCall, T
+from r2graph.calls import ModelCall, Reply, T
 from r2graph.errors import CallErrorKind
 from r2graph.ledger import Budget, Ledger, Line, Page
 from r2graph.limits import Limits
+from r2graph.pricing import Usage
 from r2graph.request import Request
+from r2graph.response import Response
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +84,19 @@ class Attempt:
             return False
         self.earlier, self.number = earlier, len(earlier) + 1
         return True
+
+
+def reply_of(call: ModelCall, response: Response, usage: Usage, cost: Decimal) -> Reply:
+    """A response as the answer to its call."""
+    return Reply(
+        text=response["text"],
+        member=call.spec.name,
+        usage=usage,
+        cost=cost,
+        seconds=response["seconds"],
+        truncated=response["truncated"],
+        mean_logprob=response["mean_logprob"],
+        top_logprobs=response["top_logprobs"] if call.top_logprobs else (),
+        tool_calls=response.get("tool_calls", ()),
+        invalid_tool_calls=response.get("invalid_tool_calls", ()),
+    )

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from langchain_core.messages import AIMessage
 
-from r2graph.attempt import Act, Acts, Attempt, Books, Failure, Send, Wait, Write
+from r2graph.attempt import Act, Acts, Attempt, Books, Failure, Send, Wait, Write, reply_of
 from r2graph.breaker import Health, Pass
 from r2graph.calls import Entry, Flow, Mark, ModelCall, Reply, T, worst_usage
 from r2graph.errors import (
@@ -192,7 +192,7 @@ class Door:
         self.meter.charge(cost, 1)
         usage = usage_of(response)
         self._enter(call, usage, cost, ok=True)
-        return _reply(call, response, usage, cost)
+        return reply_of(call, response, usage, cost)
 
     def _recall(self, call: ModelCall) -> Reply | None:
         """The reply that such a call once had, if it was kept."""
@@ -206,7 +206,7 @@ class Door:
         )
         self.meter.settle(ticket, cost)
         self._enter(call, usage, cost, ok=True, mark="cached")
-        return _reply(call, response, usage, cost)
+        return reply_of(call, response, usage, cost)
 
     def _tried(self, attempt: Attempt, billed: set[int]) -> Acts[Reply | Failure | None]:
         """Send the call once; `None` if another process has."""
@@ -269,7 +269,7 @@ class Door:
         if self._outcomes is not None and counted:
             call.spec.identify()  # its files may have changed before they were loaded
             self._outcomes.put(self._key(call), response)
-        return _reply(call, response, usage, cost)
+        return reply_of(call, response, usage, cost)
 
     def _failed(self, attempt: Attempt, error: Exception) -> Acts[Failure]:
         """Enter a failed call in the books. Raises the error if it is one of the set-up."""
@@ -360,21 +360,6 @@ class Door:
         self._made[alike] = self._made.get(alike, 0) + 1  # a retry of ours is a try of one page
         request.append(self._made[alike])
         return books.ledger.page(books.run, *names, request, books.budget)
-
-
-def _reply(call: ModelCall, response: Response, usage: Usage, cost: Decimal) -> Reply:
-    return Reply(
-        text=response["text"],
-        member=call.spec.name,
-        usage=usage,
-        cost=cost,
-        seconds=response["seconds"],
-        truncated=response["truncated"],
-        mean_logprob=response["mean_logprob"],
-        top_logprobs=response["top_logprobs"] if call.top_logprobs else (),
-        tool_calls=response.get("tool_calls", ()),
-        invalid_tool_calls=response.get("invalid_tool_calls", ()),
-    )
 
 
 def drive(flow: Flow[T], door: Door) -> T:
