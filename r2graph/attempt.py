@@ -32,6 +32,8 @@ class Books:
 # What the door's work, a generator as flows are, asks for: it is the same for sync and async.
 @dataclass(frozen=True, slots=True)
 class Wait:
+    """A pause before the next try."""
+
     seconds: float
 
 
@@ -55,6 +57,8 @@ Acts = Generator[Act, Any, T]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
+    """How a try failed, and what the provider asks for."""
+
     kind: CallErrorKind
     retry_after_s: float | None = None
 

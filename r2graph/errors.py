@@ -183,8 +183,8 @@ class LedgerError(R2Error):
 
     def __init__(self, where: str, what: str) -> None:
         super().__init__(
-            f"ledger {where} cannot be used ({what}): see that its place is there and can be "
-            "written, then resume the run"
+            f"the call ledger in {where} cannot be used ({what}): mend that, then resume the run; "
+            "nothing that was paid for is lost"
         )
 
 

@@ -42,7 +42,8 @@ class Limits(BaseModel):
 
 
 class Meter:
-    """What one run has used; calls come in threes of reserve, then settle or release.
+    """What one run has used. A call is reserved, and then settled, released (it cost nothing) or
+    withdrawn (it was not made); what was paid before a resume is charged.
 
     Safe to share between threads. `calls` and `spent` say what was used before a resume, `started`
     is a reading of `time.monotonic`.

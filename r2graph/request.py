@@ -8,18 +8,16 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import copy_context
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, RunnableSequence
 from langgraph.constants import TAG_NOSTREAM
 
-from r2graph.calls import ModelCall, worst_usage
+from r2graph.calls import ModelCall, T, worst_usage
 from r2graph.errors import ModelCallError
 from r2graph.scrub import scrubbing
-
-T = TypeVar("T")
 
 # What a message of an earlier turn may carry and no model is sent.
 _UNSENT = {"id", "response_metadata", "usage_metadata"}

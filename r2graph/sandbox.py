@@ -123,7 +123,9 @@ def require_sandbox(bwrap: str = "bwrap") -> None:
 def _require_puzzle(sat: str) -> None:
     """Refuse a puzzle that hands its answer to Python: there a model would write the verdict."""
     try:
-        names = {node.id for node in ast.walk(ast.parse(sat)) if isinstance(node, ast.Name)}
+        with _PARSING:
+            tree = ast.parse(sat)
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     except (SyntaxError, ValueError):
         raise ConfigError("the puzzle is no Python: leave it out") from None
     if names & {"eval", "exec", "compile", "__import__"}:

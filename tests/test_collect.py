@@ -231,4 +231,4 @@ def test_the_command_collects_and_goes_on(
     said = capsys.readouterr()
     assert not said.out
     assert "of the calls were known" in said.err
-    assert {trace.router for trace in found} == {"lab-sft"}
+    assert {trace.router for trace in found} == {"lab"}

@@ -468,7 +468,7 @@ def test_a_file_that_is_no_ledger_is_refused_and_left_as_it_is(tmp_path: Path) -
 def refused(source: str | Path) -> str:
     with pytest.raises(LedgerError) as error:
         Ledger(source)
-    assert "see that its place is there" in str(error.value)
+    assert "then resume the run" in str(error.value)
     return str(error.value)
 
 
@@ -505,7 +505,7 @@ def test_a_file_or_a_directory_that_is_read_only_is_an_error(tmp_path: Path) -> 
         told = [heard(process) for _ in range(3)]
     folder.chmod(0o755)
     for path, line in zip((file, folder / "there", folder / "new"), told, strict=True):
-        assert line.startswith(f"ledger {path} cannot be used"), told
+        assert line.startswith(f"the call ledger in {path} cannot be used"), told
     assert file.read_bytes() == before
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -54,9 +55,9 @@ def test_a_router_goes_through_every_stage_of_training(
         folder(lab, "allocator"), tmp_path / "allocator.jsonl", tmp_path / "sft", batch=4, epochs=1
     )
     parent = tmp_path / "parent"
-    made_of = [{"row": row} for row in rows]
+    digest = sha256("\n".join(rows).encode()).hexdigest()
     trained = tmp_path / "sft"
-    assemble(folder(lab, "allocator").parent, "allocator", trained, parent, made_of, seed=1)
+    assemble(folder(lab, "allocator").parent, "allocator", trained, parent, "SFT", digest, seed=1)
 
     out = tmp_path / "rl"
     out.mkdir()

@@ -77,13 +77,14 @@ def _reference(router: Path, seen_from: Path) -> str:
     return os.path.relpath(router, seen_from) if router.is_dir() else str(router)
 
 
-def publish(best: Path, parent: Path, out: Path) -> None:
+def publish(best: Path, parent: Path, out: Path, command: str) -> None:
     """Write the best router of a run, whose parent is the one that the run began with."""
     router = load_router(best)
     for module in MODULES:
         shutil.copytree(folder(router, module), out / module, dirs_exist_ok=True)
     before = None if best == parent else _reference(parent, out)
-    write_card(out, router.card.model_copy(update={"parent": before}))
+    made = {"parent": before} | ({} if before is None else {"command": command})
+    write_card(out, router.card.model_copy(update=made))
 
 
 class Comparison:
@@ -198,10 +199,16 @@ def main() -> None:
 
         router = None if settings.base else str(arguments.router)
         print(dry_run(settings, arguments.config, router))
+        if settings.outcome_gradient:
+            print("outcome_gradient: of the lab's small models alone, so there is nothing to check")
         return
     claim(arguments.out, settings, arguments.router, arguments.seed)
     best = alternate(settings, arguments.router, arguments.out, arguments.seed)
-    publish(best, arguments.router, arguments.out / "router")
+    command = (
+        f"python -m training.alternate --config {arguments.config} --router {arguments.router} "
+        f"--seed {arguments.seed}"
+    )
+    publish(best, arguments.router, arguments.out / "router", command)
     logs = sorted(arguments.out.glob("round-*/trained/log.json"))
     learning(logs).savefig(arguments.out / "curves.png", dpi=150)
     print((arguments.out / "table.md").read_text(), f"best router: {best}", sep="\n")

@@ -93,8 +93,7 @@ library_name: transformers
 {purpose}
 
 - From: the {module} of `lab-sft`, in `../../router-sft`.
-- Made by: {trained_with} (`{command} --config training/configs/lab.yaml --router lab-sft`; seed
-  {seed}); what it was trained on has its sha256 in `router.yaml`.
+- Made by: {trained_with} (`{command}`); what it was trained on has its sha256 in `router.yaml`.
 - How good it is: README.md, docs/training.md.
 """
 

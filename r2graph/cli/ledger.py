@@ -58,11 +58,11 @@ def read(source: str, run: str | None) -> list[Call]:
 
     is_file = "://" not in source
     if is_file and not Path(source).is_file():  # opening it would make one
-        raise ConfigError(f"there is no ledger {source}")
+        raise ConfigError(f"there is no ledger {source}: give the file of `ledger=`")
     with Ledger(source) as opened:
         calls = [Call(line, opened.is_in_doubt(line)) for line in opened.lines(run)]
     if run is not None and not calls:
-        raise ConfigError(f"there is no run {run!r} in the ledger")
+        raise ConfigError(f"there is no run {run!r}: leave it out to see which there are")
     return calls
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 4
 PATIENCE_S = 30.0
-_NAME = "the ledger's PostgreSQL database"  # its URL may hold a password
+_NAME = "PostgreSQL"  # its URL may hold a password
 
 
 class PostgresDatabase:
