@@ -356,7 +356,7 @@ async def test_a_cancelled_run_leaves_nothing_behind(
     cancelled = 0
     for number in range(runs):
         task = asyncio.ensure_future(graph.ainvoke({"query": f"query {number}"}))
-        await asyncio.sleep(draw.uniform(0, 0.1))
+        await asyncio.sleep(draw.uniform(0, 0.06))
         task.cancel()
         try:
             await task
@@ -368,7 +368,7 @@ async def test_a_cancelled_run_leaves_nothing_behind(
     await asyncio.sleep(0.1)
     states = Counter(line.state for line in ledger.lines())
     figure(f"cancel, {runs} runs: cancelled; ledger", f"{cancelled}; {dict(states)}")
-    assert cancelled > runs / 2
+    assert cancelled > runs / 4  # or little was tested
     assert abs(descriptors_after - descriptors_before) <= 5
     assert threads_after - threads_before <= 4
     assert len([task for task in asyncio.all_tasks() if not task.done()]) == 1
