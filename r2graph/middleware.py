@@ -125,11 +125,13 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
         self._quality, self._budget = float(quality), settings.budget_usd
         self._start = start
         self._allocator = allocator or CheapestFirst()
-        self._patience = _checked("patience", patience, 1 <= patience <= MAX_PATIENCE)
-        self._cached = _checked("cached", Decimal(str(cached)), 0 <= Decimal(str(cached)) <= 1)
-        self._min_logprob = _checked("min_logprob", min_logprob, min_logprob <= 0)
+        self._patience = _checked(
+            f"patience must be 1 to {MAX_PATIENCE}", patience, 1 <= patience <= MAX_PATIENCE
+        )
+        self._cached = _share(cached)
+        self._min_logprob = _checked("min_logprob must be at most 0", min_logprob, min_logprob <= 0)
         self._ends = exit_behavior == _checked(
-            "exit_behavior", "end", exit_behavior in ("end", "error")
+            "exit_behavior must be end or error", "end", exit_behavior in ("end", "error")
         )
         try:
             self._limits = Limits(
@@ -325,10 +327,19 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
         return route if route["member"] in self.pool.names else None
 
 
-def _checked(name: str, value: T, is_right: bool) -> T:
+def _checked(rule: str, value: T, is_right: bool) -> T:
     if not is_right:
-        raise ConfigError(f"{name} is out of range")
+        raise ConfigError(rule)
     return value
+
+
+def _share(given: object) -> Decimal:
+    rule = "cached must be a number from 0 to 1: the price of a cached token over that of another"
+    try:
+        share = Decimal(str(given))
+    except ArithmeticError:
+        raise ConfigError(rule) from None
+    return _checked(rule, share, share.is_finite() and 0 <= share <= 1)
 
 
 def _ended(bill: AgentBill, meter: Meter) -> ExtendedModelResponse[Any]:
