@@ -43,7 +43,7 @@ class _Breaker:
     """Of the recent ones."""
     rests: int = 0
     """How often in a row it opened."""
-    closed_until: float = 0.0
+    rests_until: float = 0.0
     """When a probe may be sent; of use while `is_open`."""
     is_open: bool = False
     probing: bool = False
@@ -75,7 +75,7 @@ class Health:
         with self._lock:
             breaker = self._breaker(member)
             if breaker.is_open:
-                if breaker.probing or self._clock() < breaker.closed_until:
+                if breaker.probing or self._clock() < breaker.rests_until:
                     return None
                 breaker.probing = True
             breaker.sent += 1
@@ -162,7 +162,7 @@ class Health:
             return
         breaker.is_open = True
         breaker.rests = min(breaker.rests + 1, MOST_RESTS)
-        breaker.closed_until = self._clock() + REST_S * breaker.rests
+        breaker.rests_until = self._clock() + REST_S * breaker.rests
 
     def _decay(self) -> None:
         now = self._clock()

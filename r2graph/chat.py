@@ -84,7 +84,7 @@ class ChatR2(BaseChatModel, Settings):
         """One budget for all pools that calls may name."""
         super().model_post_init(context)
         if self.pool_budget is not None and self.ledger is None:
-            self.ledger = Ledger(":memory:")
+            self.ledger = Ledger(":memory:", keep=False)
 
     def __copy__(self) -> Self:
         """A copy may be given other fields, and builds its own graphs."""

@@ -15,7 +15,6 @@ from contextlib import (
 )
 from decimal import Decimal
 from functools import partial
-from itertools import count
 from random import uniform
 from typing import Any, cast
 
@@ -160,12 +159,13 @@ class Door:
         """The one retry loop."""
         page = self._page(call)
         billed: set[int] = set()  # tries of this call
-        failures = 0
-        for attempt in count(1):
+        failures, was_recalled = 0, False
+        while True:
             if page is not None and (found := (yield from self._found(call, page, billed))):
                 return found
-            if attempt == 1 and (known := self._recall(call)) is not None:
+            if not was_recalled and (known := self._recall(call)) is not None:
                 return known
+            was_recalled = True  # once is enough: whatever comes into the cache now is ours
             outcome = yield from self._tried(Attempt(call, self._limits, page), billed)
             if isinstance(outcome, Reply):
                 return outcome
@@ -177,7 +177,6 @@ class Door:
             if pause is None:
                 raise ModelCallError(call.spec.name, outcome.kind)
             yield Wait(pause)
-        raise AssertionError  # `count` has no end
 
     def _found(self, call: ModelCall, page: Page, billed: set[int]) -> Acts[Reply | None]:
         """The reply that this run has paid for already."""

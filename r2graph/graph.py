@@ -189,9 +189,9 @@ def create_r2_graph(
 
 
 def _ledger(given: Ledger | str | Path | None, needed: bool) -> Ledger | None:
-    """A budget of all runs is kept in a ledger: in memory, if the user wants none."""
+    """A budget of all runs is kept in a ledger: in memory, and no calls, if the user wants none."""
     if given is None:
-        return Ledger(":memory:") if needed else None
+        return Ledger(":memory:", keep=False) if needed else None
     return given if isinstance(given, Ledger) else Ledger(given)
 
 

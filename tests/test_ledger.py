@@ -655,7 +655,7 @@ def test_a_reply_that_arrives_while_it_is_doubted_is_not_bought_again(postgres_s
     page(first).intend(Decimal(4))
     slow = Slow(url)
     asked = page(first)
-    late = Page(slow, set(), asked.run, asked.role, asked.member, asked.step, asked.key, None)
+    late = Page(slow, set(), True, asked.run, asked.role, asked.member, asked.step, asked.key, None)
     assert late.intend(Decimal(4)) is None
     assert states(late) == ["reply"]
     slow.close()
@@ -680,3 +680,29 @@ def test_a_process_whose_connections_broke_goes_on_and_is_known_to_be_alive(
             assert page(rival, 1).intend(Decimal(1)) is not None
         page(ledger, 1).reply(1, Decimal(1), REPLY)
         assert page(ledger, 1).lines()[0].reply == REPLY
+
+
+def test_a_ledger_that_keeps_no_calls_keeps_what_they_cost() -> None:
+    budget = Budget(usd=Decimal(1))
+    with Ledger(":memory:", keep=False) as ledger:
+        page = ledger.page("run", "executor", "m1", "s1", "request", budget)
+        assert page.intend(Decimal("0.2")) == []
+        page.fail(1, Decimal(0), "server")
+        assert page.intend(Decimal("0.2")) == []
+        page.reply(1, Decimal("0.1"), {"text": "yes"})
+        other = ledger.page("run", "executor", "m1", "s2", "request", budget)
+        other.intend(Decimal("0.3"))
+        assert len(ledger.lines()) == 1, "a call in flight is there"
+        other.doubt(1)
+        assert ledger.lines() == []
+        assert ledger.left(budget) == Decimal("0.6")
+
+
+async def test_a_budget_of_all_runs_alone_keeps_no_reply() -> None:
+    graph = create_r2_graph(pool_of(echo()), pool_budget="1")
+    for run in range(3):
+        await graph.ainvoke({"query": f"query {run}"})
+    ledger = graph.defaults.ledger
+    assert ledger is not None
+    assert ledger.lines() == []
+    assert ledger.left(Budget(usd=Decimal(1))) < 1

@@ -126,7 +126,7 @@ def phase(
 
 
 def gradient(settings: Settings, router: Router, out: Path, seed: int) -> str:
-    """Train the allocator on recorded outcomes; returns the hash of the questions and losses."""
+    """Train the allocator on recorded outcomes; returns the hash of the questions."""
     pool = load_pool(settings.pool)
     usd = [float(member.price.output_per_mtok) / 1e6 for member in pool.members]
     folder_of_pool = Path(str(pool[0].model).removeprefix("local:")).parent

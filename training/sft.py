@@ -1,7 +1,7 @@
 """Supervised fine-tuning of a router module with TRL's `SFTTrainer`.
 
-    python -m training.sft --base runs/lab/m5 --data runs/lab/decomposer.jsonl \\
-        --out runs/lab/router/decomposer
+    python -m training.sft --base Qwen/Qwen2.5-0.5B-Instruct --data runs/data/decomposer.jsonl \\
+        --out runs/router/decomposer
 
 Rows are conversational prompt/completion pairs; the loss is on completions. Resumes from the last
 checkpoint in `--out`.

@@ -36,11 +36,13 @@ class Ledger:
     Any number of threads share an instance; any number of processes share a file on a local disk,
     or a database. What was recorded survives the death of the process, and with `fsync` that of the
     machine, for about a millisecond a call (PostgreSQL has its own setting). It is not pickled, and
-    a forked process opens it anew. Raises `LedgerError`.
+    a forked process opens it anew. Without `keep` a call is forgotten once it is settled, and only
+    what it cost stays, in the totals of budgets. Raises `LedgerError`.
     """
 
-    def __init__(self, source: str | Path, *, fsync: bool = False) -> None:
+    def __init__(self, source: str | Path, *, fsync: bool = False, keep: bool = True) -> None:
         self._database = _open(source, fsync)
+        self._keep = keep
         self._awaited: set[tuple[str, int]] = set()
         # Of its own: models that hang in the event loop's threads hold up no ledger.
         self.writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="r2graph-ledger")
@@ -61,7 +63,8 @@ class Ledger:
         """
         parts = json.dumps([run, role, member, step, request], default=repr)
         key = sha256(parts.encode()).hexdigest()
-        return Page(self._database, self._awaited, run, role, member, step, key, budget)
+        call = run, role, member, step, key
+        return Page(self._database, self._awaited, self._keep, *call, budget)
 
     def lines(self, run: str | None = None) -> list[Line]:
         """The calls of a run, or of all runs, in the order in which they were entered."""
@@ -104,6 +107,8 @@ class Page:
     database: Database
     awaited: set[tuple[str, int]]
     """Keys and tries of the intents of this process whose reply somebody waits for."""
+    keep: bool
+    """Whether a try stays in the ledger once it is settled."""
     run: str
     role: str
     member: str
@@ -152,6 +157,7 @@ class Page:
         try:
             with self.database.transaction() as database:
                 self._doubt(database, number)
+                self._forget(database, number)
         finally:
             self.awaited.discard((self.key, number))
 
@@ -221,8 +227,14 @@ class Page:
                     (state, to_text(cost), kind, reply, *place),
                 )
                 _add(database, scope, period, cost - Decimal(worst))
+                self._forget(database, number)
         finally:
             self.awaited.discard(place)
+
+    def _forget(self, database: Connection, number: int) -> None:
+        if not self.keep:
+            place = self.key, number
+            database.execute("DELETE FROM r2graph_calls WHERE key = ? AND try = ?", place)
 
 
 def _open(source: str | Path, fsync: bool) -> Database:
