@@ -27,15 +27,13 @@ from r2graph.plan import Plan
 from r2graph.pool import ModelSpec
 from r2graph.router import Router
 from training.graph_rewards import AllocatorReward
-from training.grpo import rows
+from training.planned import planned
 from training.rewards import Rollout
-from training.rl_data import Row
+from training.rl_data import Row, allocator_rows, tasks
 from training.rollouts import Given, Rollouts, rollout
-from training.settings import Settings
 
-TASKS = Settings(  # the families' shares are those of training/configs/lab.yaml
-    pool="lab", queries={"scan": 20, "arith": 200, "geo": 250}, held_out={"geo": 1}
-)
+QUERIES = {"scan": 20, "arith": 200, "geo": 250}  # in the shares of training/configs/lab.yaml
+SEED = 1
 MAX_TOKENS = 24  # of a completion
 
 Batch = Mapping[str, Sequence[Any]]
@@ -125,7 +123,7 @@ def main() -> None:
     n = arguments.prompts
     with TemporaryDirectory() as folder:
         with OutcomeCache(Path(folder) / "plans") as plans:
-            prompts = rows("allocator", TASKS, router, plans, seed=1)
+            prompts = allocator_rows(planned(pool, router, tasks(QUERIES, SEED), plans), SEED)
         batches = [
             batch(prompts[i * n : (i + 1) * n], router.allocator.model, arguments.generations)
             for i in range(arguments.batches)
