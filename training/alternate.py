@@ -103,7 +103,12 @@ class Comparison:
                 self.pool, load_router(router), self.tasks, self.references, self.outcomes
             )
             _keep(file, json.dumps(found, indent=1) + "\n")
-        return {int(level): at for level, at in json.loads(file.read_text()).items()}
+        return kept(file)
+
+
+def kept(file: Path) -> dict[int, Standing]:
+    """A standing that was kept."""
+    return {int(level): at for level, at in json.loads(file.read_text()).items()}
 
 
 def phase(
@@ -144,9 +149,14 @@ def gradient(settings: Settings, router: Router, out: Path, seed: int) -> str:
     return sha256(repr(questions).encode()).hexdigest()
 
 
-def alternate(settings: Settings, parent: Path, out: Path, seed: int) -> Path:
-    """Rounds until one improves nothing; the best router's directory."""
-    with OutcomeCache(out / "outcomes.sqlite") as outcomes:
+def alternate(
+    settings: Settings, parent: Path, out: Path, seed: int, replies: Path | None = None
+) -> Path:
+    """Rounds until one improves nothing; the best router's directory.
+
+    `replies` is the file of an outcome cache, by default one in `out`.
+    """
+    with OutcomeCache(replies or out / "outcomes.sqlite") as outcomes:
         held_out = Comparison(settings, parent, outcomes)
         standings = {"parent": held_out.standing(parent, out / "parent.json")}
         best, value = parent, worth(standings["parent"])
