@@ -10,4 +10,4 @@ from r2graph.lab import geo
 
 geo.facts()  # read here, for reading a file would block the server's event loop
 
-graph = create_r2_graph("lab", router="lab")
+graph = create_r2_graph("lab", router="lab", name="lab")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool
 from langgraph.cache.base import BaseCache
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
+from langgraph.runtime import get_runtime
 from langgraph.store.base import BaseStore
 from langgraph.types import Checkpointer, Command
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from r2graph.allocate import Allocator, CheapestFirst
 from r2graph.checkpoints import strict
@@ -37,6 +40,7 @@ from r2graph.state import (
     read_context,
     read_input,
 )
+from r2graph.tool import DESCRIPTION, tool_of
 from r2graph.turn import Deciders
 from r2graph.verify import AllOf, AnyOf, ConfidenceVerifier, FormatVerifier, JudgeVerifier, Verifier
 
@@ -65,7 +69,7 @@ class R2Graph(CompiledStateGraph[R2State, Any, Any, R2Output]):
         **options: Any,
     ) -> Iterator[Any]:
         """As `CompiledStateGraph.stream`; raises `QueryError` and `ConfigError` at once."""
-        settings = read_context(context)
+        settings = _settings(context)
         config = self._config(config, settings)
         return super().stream(_input(input, config), config, context=settings, **options)
 
@@ -78,9 +82,43 @@ class R2Graph(CompiledStateGraph[R2State, Any, Any, R2Output]):
         **options: Any,
     ) -> AsyncIterator[Any]:
         """As `stream`."""
-        settings = read_context(context)
+        settings = _settings(context)
         config = self._config(config, settings)
         return super().astream(_input(input, config), config, context=settings, **options)
+
+    def get_context_jsonschema(self) -> dict[str, Any]:
+        """The settings of a run: this graph's own are the defaults, its pools the choice."""
+        schema = RunContext.model_json_schema()
+        fields, limits = schema["properties"], schema["$defs"]["Limits"]["properties"]
+        for field in fields.values():  # Studio draws those of one type; to leave one out is `null`
+            field |= field.pop("anyOf")[0]
+            del field["default"]
+        fields["quality"]["default"] = self.defaults.quality
+        if (budget := self.defaults.budget) is not None:
+            fields["budget_usd"]["default"] = float(budget)
+        for name, value in self.defaults.limits:
+            limits[name]["default"] = value
+        if self.defaults.pools:
+            fields["pool"]["enum"] = list(self.defaults.pools)
+        return schema
+
+    def as_tool(
+        self,
+        args_schema: type[BaseModel] | None = None,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        arg_types: dict[str, type] | None = None,
+    ) -> BaseTool:
+        """A tool for an agent: takes a `query`, says the answer, keeps the result as its artifact.
+
+        With arguments of your own (`args_schema`, `arg_types`) it is LangChain's.
+        """
+        if args_schema is not None or arg_types is not None:
+            return super().as_tool(
+                args_schema, name=name, description=description, arg_types=arg_types
+            )
+        return tool_of(self, name or self.name, description or DESCRIPTION)
 
     def _config(self, given: RunnableConfig | None, settings: RunContext) -> RunnableConfig:
         config: RunnableConfig = given.copy() if given else {}
@@ -89,6 +127,16 @@ class R2Graph(CompiledStateGraph[R2State, Any, Any, R2Output]):
         config["configurable"] = {**config.get("configurable", {}), RUN_KEY: run}
         config["max_concurrency"] = PLACES
         return config
+
+
+def _settings(given: RunContext | Mapping[str, Any] | None) -> RunContext:
+    """What is given; else, as in any nested graph, the context of the graph around."""
+    if given is None:
+        with suppress(RuntimeError):  # there is none around
+            around = getattr(get_runtime(), "context", None)
+            if isinstance(around, RunContext):
+                return around
+    return read_context(given)
 
 
 def _input(given: object, config: RunnableConfig) -> Any:

@@ -21,7 +21,7 @@ from r2graph.plan import MAX_SUBTASKS
 class Limits(BaseModel):
     """The bounds of one run; reaching one ends the run with what it has, and says so."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     max_calls: Annotated[int, Field(gt=0)] = 64
     """Calls of models, those of router and verifier included."""
@@ -31,9 +31,13 @@ class Limits(BaseModel):
     """Subtasks of one plan."""
     max_attempts_per_step: Annotated[int, Field(gt=0)] = 9
     """Models tried for one subtask before its last output is taken as it is."""
-    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 120.0
+    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        120.0, title="Deadline (seconds)"
+    )
     """Seconds for the run; a resumed run gets them anew."""
-    call_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
+    call_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        60.0, title="Call timeout (seconds)"
+    )
     """Seconds for one call."""
     max_retries: Annotated[int, Field(ge=0)] = 2
     """Further tries of a call that failed through no fault of its own (SDKs' own are off)."""

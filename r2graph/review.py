@@ -137,6 +137,8 @@ def _allocation(turn: Turn, plan: Plan, members: Mapping[str, str]) -> dict[str,
         turn.pool.rank(name)
         if old is None or old["member"] != name:
             reason = "a human chose it" if step in members else "cheapest first"
-            old = Chosen(member=name, reason=reason, slot=None, probabilities=None)
+            old = Chosen(
+                member=name, reason=reason, slot=None, probabilities=None, final=step in members
+            )
         allocation[step] = old
     return allocation

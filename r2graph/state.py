@@ -18,7 +18,16 @@ from typing import Annotated, Any, Literal, NotRequired
 from langchain_core.messages import AnyMessage, BaseMessage, HumanMessage, convert_to_messages
 from langchain_core.prompt_values import PromptValue
 from langgraph.graph.message import add_messages
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
+from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypedDict  # pydantic, for servers' schemas, wants this one
 
 from r2graph.allocate import QUALITY_LEVELS
@@ -37,7 +46,7 @@ from r2graph.ledger import Budget, Ledger
 from r2graph.limits import Limits
 from r2graph.outcome_cache import OutcomeCache
 from r2graph.pool import ModelPool
-from r2graph.pricing import Money
+from r2graph.pricing import Dollars, Money
 
 StopReason = Literal[
     "verified",  # every check that could be made was passed, and at least one was made
@@ -61,6 +70,8 @@ class Chosen(TypedDict):
     propensity: NotRequired[float | None]
     """As in `Choice`; whoever edits an allocation by hand may leave these two out."""
     check: NotRequired[Annotated[int, Field(ge=1, le=QUALITY_LEVELS)] | None]
+    final: NotRequired[bool]
+    """A human's: the allocator is not asked again once references are filled in."""
 
 
 class AttemptRecord(TypedDict):
@@ -132,36 +143,49 @@ class RunRecord(TypedDict):
     """Plans that were made."""
 
 
+@with_config(use_attribute_docstrings=True)  # servers show them beside the fields
 class R2Input(TypedDict, total=False):
-    """A query, or messages of which the last human one is it. The graph sets `run_id`."""
+    """A query, or messages of which the last human one is it."""
 
     query: str
+    """What to answer; without it, the last human message."""
     messages: Annotated[list[AnyMessage], add_messages]
-    run_id: str
+    """A conversation; with `query`, what was said before it."""
+    run_id: SkipJsonSchema[str]  # set by the graph
 
 
+@with_config(use_attribute_docstrings=True)
 class R2Output(TypedDict):
     """The result. Amounts are dollars as decimal strings."""
 
     answer: str
     """Empty if a limit ended the run before there was one."""
     messages: Annotated[list[AnyMessage], add_messages]
+    """The conversation, with the answer at its end."""
     plan: dict[str, Any]
     """JSON form: `{"subtasks": [{"id", "text", "depends_on"}], "answer"}`."""
     allocation: dict[str, Chosen]
+    """The member for each step, by its id."""
     steps: dict[str, StepRecord]
+    """What each step was asked and gave, by its id."""
     usage: dict[str, MemberUsage]
+    """What each model did, router and verifier included."""
     cost_usd: Money
     """Everything: steps, failed attempts, router and verifier."""
     router_cost_usd: Money
+    """Planning and choosing."""
     verifier_cost_usd: Money
+    """Checking steps and answer."""
     counterfactual_usd: Money
     """An estimate: the same steps with the same tokens, all on the strongest member."""
     local_share: float
     """The share of steps whose output came from a local member."""
     stop_reason: StopReason
+    """What ended the run: a check of the answer, or a limit."""
     run_id: str
+    """The run's name."""
     run: RunRecord
+    """What was run, and under which settings."""
 
 
 class R2State(R2Output):
@@ -213,11 +237,13 @@ def read_kept(state: Mapping[str, Any]) -> Kept:
 class RunContext(BaseModel):
     """Settings of one run; what is left out is as the graph was made."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    quality: Annotated[float, Field(ge=0, le=1)] | None = None
+    quality: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, json_schema_extra={"langgraph_nodes": ["allocate", "execute_step"]}
+    )
     """How sure each step should be, 0 to 1; learned routers trade it for cost."""
-    budget_usd: Annotated[Decimal, Field(ge=0, allow_inf_nan=False)] | None = None
+    budget_usd: Dollars | None = Field(None, title="Budget (dollars)")
     """Dollars that the run must not pass."""
     limits: Limits | None = None
     """Only the fields that are given replace those of the graph."""

@@ -45,7 +45,8 @@ class StepRun:
         When all calls failed up to the top, what is left below is better than nothing.
         """
         turn, error, is_falling = self.turn, None, False
-        if turn.deciders.allocator.revises and self.prompt != self.step.text:
+        is_open = turn.deciders.allocator.revises and not self.chosen.get("final")
+        if is_open and self.prompt != self.step.text:
             # Difficulty hangs on the operands: `{s1} * {s2}` says nothing, `47 * 68` does.
             filled = self.step.model_copy(update={"text": self.prompt})
             [self.chosen] = yield from turn.choose([filled])

@@ -128,7 +128,10 @@ def trace(result: Mapping[str, Any], *, right: bool | None = None) -> Trace:
 def _traced(result: dict[str, Any], right: bool | None) -> Trace:
     plan = parse_json(result["plan"]) if result["plan"].get("subtasks") else None
     needs = {step.id: step.depends_on for step in plan.subtasks} if plan else {}
-    choices = {name: {"propensity": None} | c for name, c in result["allocation"].items()}
+    choices = {
+        name: {"propensity": None} | {key: chosen[key] for key in chosen if key != "final"}
+        for name, chosen in result["allocation"].items()
+    }
     steps = [
         {key: step[key] for key in ("id", "text", "prompt", "attempts", "output")}
         | {"depends_on": needs.get(name), "choice": choices.get(name)}

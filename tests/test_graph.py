@@ -611,7 +611,7 @@ async def test_asynchronous_batches_run() -> None:
 def test_a_stream_tells_what_happens() -> None:
     graph = graph_of(echo(), echo(), plan="s1: a", verifier=accepts("none", "[a]"))
     events = [event["event"] for event in graph.stream("q", stream_mode="custom")]
-    assert events == ["plan", "allocation", "attempt", "step", "answer"]
+    assert events == ["plan", "allocation", "asked", "attempt", "step", "answer"]
     nodes = [list(update) for update in graph.stream("q", stream_mode="updates")]
     assert nodes == [["decompose"], ["allocate"], ["step"], ["execute_step"], ["verify"]]
 
@@ -619,9 +619,50 @@ def test_a_stream_tells_what_happens() -> None:
 async def test_an_asynchronous_stream_tells_the_same() -> None:
     graph = graph_of(echo(), plan="s1: a")
     events = [event["event"] async for event in graph.astream("q", stream_mode="custom")]
-    assert events == ["plan", "allocation", "attempt", "step", "answer"]
+    assert events == ["plan", "allocation", "asked", "attempt", "step", "answer"]
     last = [state async for state in graph.astream("q", stream_mode="values")][-1]
     assert last["answer"] == "[a]"
+
+
+async def events_of(graph: R2Graph, mode: str) -> list[dict[str, Any]]:
+    if mode == "sync":
+        return list(graph.stream("q", stream_mode="custom"))
+    return [event async for event in graph.astream("q", stream_mode="custom")]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+async def test_before_each_attempt_of_a_step_a_stream_tells_who_is_asked(mode: str) -> None:
+    down = scripted(ProviderError(401))
+    graph = graph_of(scripted("wrong"), down, echo(), verifier=accepts("[a]", "[b]", "[[a] [b]]"))
+    told = await events_of(graph, mode)
+    tries = [
+        [(e["event"], e["member"]) for e in told if e.get("step") == step]
+        for step in ("s1", "s2", "s3")
+    ]
+    up = [(event, name) for name in ("m1", "m2", "m3") for event in ("asked", "attempt")]
+    assert tries == [up, up, up]
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+async def test_a_stream_tells_of_each_call_its_role_and_never_its_prompt(mode: str) -> None:
+    graph = graph_of(
+        echo(),
+        scripted("yes"),
+        decomposer=CheckpointDecomposer(member("planner", scripted("s1: a\ns2: b {s1}"))),
+        allocator=CheckpointAllocator(member("chooser", scripted("m1 m1", "m1"))),
+        verifier=JudgeVerifier(),
+    )
+    asked = [event for event in await events_of(graph, mode) if event["event"] == "asked"]
+    assert [(each["step"], each["member"], each["role"]) for each in asked] == [
+        (None, "planner", "decomposer"),
+        (None, "chooser", "allocator"),
+        ("s1", "m1", "executor"),
+        ("s1", "m2", "verifier"),
+        ("s2", "chooser", "allocator"),
+        ("s2", "m1", "executor"),
+        ("s2", "m2", "verifier"),
+    ]
+    assert all(each.keys() == {"event", "step", "member", "role"} for each in asked)
 
 
 def test_only_what_steps_say_is_streamed_as_messages() -> None:
@@ -664,7 +705,7 @@ def test_a_copy_with_a_config_is_still_the_graph() -> None:
 
 def test_a_servers_schemas_can_be_made() -> None:
     graph = create_r2_graph(pool_of(echo()))
-    assert set(graph.get_input_jsonschema()["properties"]) == {"query", "messages", "run_id"}
+    assert set(graph.get_input_jsonschema()["properties"]) == {"query", "messages"}
     assert set(graph.get_output_jsonschema()["properties"]) == RESULT_KEYS
     context = graph.get_context_jsonschema()
     assert context is not None

@@ -8,7 +8,9 @@ import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
+from r2graph.allocate import CheapestFirst
 from r2graph.graph import R2Graph, create_r2_graph
+from r2graph.trace import trace
 from r2graph.verify import FormatVerifier
 from tests.fakes import Planned, echo, pool_of
 
@@ -73,6 +75,26 @@ def test_an_edited_plan_and_allocation_are_what_is_run() -> None:
         "s1": "m1",
         "s2": "m2",
     }
+
+
+class Revising(CheapestFirst):
+    """Asked again once a step's references are filled in."""
+
+    revises = True
+
+
+def test_a_humans_choice_stands_when_references_are_filled_in() -> None:
+    graph = create_r2_graph(
+        pool_of(echo(), echo()),
+        decomposer=Planned("s1: one\ns2: {s1} more\ns3: {s2} still"),
+        allocator=Revising(),
+        review_plan=True,
+        checkpointer=InMemorySaver(),
+    )
+    args = shown(graph.invoke("q", CONFIG))["args"]
+    result = graph.invoke(edit({"plan": args["plan"], "members": {"s2": "m2"}}), CONFIG)
+    assert [step["member"] for step in result["steps"].values()] == ["m1", "m2", "m1"]
+    assert trace(result).steps[1].choice.reason == "a human chose it"
 
 
 def test_a_rejection_is_feedback_for_another_plan_which_is_reviewed_again() -> None:

@@ -18,7 +18,7 @@ from langchain_core.messages import (
     UsageMetadata,
     convert_to_openai_messages,
 )
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
 from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 
 from r2graph.errors import ConfigError, MissingExtraError, QueryError
@@ -76,6 +76,12 @@ class ChatLocal(BaseChatModel, Options):  # type: ignore[misc] # pydantic's plug
     def get_token_ids(self, text: str) -> list[int]:
         """The model's own tokens of a text, without its chat template."""
         return self._engine(self.model).token_ids(text)
+
+    async def agenerate(self, *args: Any, **kwargs: Any) -> LLMResult:
+        """As LangChain's, which asks on the loop what the files are: a thread reads them first."""
+        if "model" not in kwargs:
+            await self._aengine(self.model)
+        return await super().agenerate(*args, **kwargs)
 
     def _generate(
         self,
