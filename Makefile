@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test reliability check format lab lab-rl
+.PHONY: demo test reliability check format docs lab lab-rl
 
 demo: $(INSTALLED)  ## install everything into .venv and run the main job on the lab pool
 	$(BIN)/r2graph run "$(QUERY)"
@@ -29,6 +29,9 @@ check: $(INSTALLED)  ## what CI runs: format, lint, types, and the tests (import
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: $(INSTALLED)  ## the documentation as a site, in site/
+	$(BIN)/zensical build --strict
 
 lab: $(INSTALLED)  ## train the lab's nine models and its router from nothing; stops and resumes
 	$(BIN)/python -m training.lab
