@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from threading import Lock
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -30,6 +31,28 @@ class AgentBill(TypedDict):
 
 
 _BILL = TypeAdapter(AgentBill)
+MAX_TASKS = 1000
+
+
+class Tasks:
+    """What the calls of the latest tasks cost, for tasks that are run again.
+
+    LangGraph keeps nothing of a task that raises, and other middleware may make a call twice.
+    """
+
+    def __init__(self) -> None:
+        self._bills: dict[str, list[Entry]] = {}
+        self._lock = Lock()
+
+    def take(self, task: str) -> list[Entry]:
+        with self._lock:
+            return self._bills.pop(task, [])
+
+    def keep(self, task: str, bill: list[Entry]) -> None:
+        with self._lock:
+            self._bills[task] = bill
+            if len(self._bills) > MAX_TASKS:
+                del self._bills[next(iter(self._bills))]
 
 
 def empty_bill() -> AgentBill:

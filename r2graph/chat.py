@@ -59,8 +59,8 @@ class ChatR2(BaseChatModel, Settings):
     member that can do it answers, and a call that fails or whose form is wrong moves up.
 
     The answer is known once it has been checked, so that no token has to be taken back; a stream
-    brings it in words then. Until then callbacks are told what happens as custom events: `r2_plan`,
-    `r2_allocation`, `r2_attempt`, `r2_step`, `r2_answer`.
+    brings it in words then. Until then callbacks are told what happens as custom events: `r2_asked`
+    of each call of a model, `r2_plan`, `r2_allocation`, `r2_attempt`, `r2_step`, `r2_answer`.
 
     Raises the `R2Error`s of the graph; `LimitExceeded` where a limit ended a run that has no
     answer. Not supported, and a `ConfigError`: temperature and other sampling settings, `n`,

@@ -57,7 +57,8 @@ class Door:
 
     Failed calls are tried again within `limits.max_retries` and what `health` allows. `gate`, a
     semaphore, bounds how many calls run at once. What `outcomes` has is not called for again, yet
-    billed and limited as if it were: a run costs the same with and without a cache.
+    billed and limited as if it were: a run costs the same with and without a cache. `asked` is told
+    of each call when it begins.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Door:
         outcomes: OutcomeCache | None = None,
         health: Health | None = None,
         books: Books | None = None,
+        asked: Callable[[ModelCall], None] = lambda _: None,
     ) -> None:
         self.meter = meter
         self.bill: list[Entry] = []
@@ -77,6 +79,7 @@ class Door:
         self._outcomes = outcomes
         self._health = health or Health(())
         self._books = books
+        self._asked = asked
         self._limits = meter.limits
         self._made: dict[str, int] = {}
 
@@ -157,6 +160,7 @@ class Door:
 
     def _answered(self, call: ModelCall) -> Acts[Reply]:
         """The one retry loop."""
+        self._asked(call)
         page = self._page(call)
         billed: set[int] = set()  # tries of this call
         failures, was_recalled = 0, False

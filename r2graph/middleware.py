@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -24,8 +25,9 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command
 from pydantic import TypeAdapter, ValidationError
 
-from r2graph.agent_bill import AgentBill, billed, empty_bill, read_bill
+from r2graph.agent_bill import AgentBill, Tasks, billed, empty_bill, read_bill
 from r2graph.allocate import AllocateContext, Allocator, CheapestFirst
+from r2graph.bill import total
 from r2graph.breaker import Health
 from r2graph.calls import Flow, ModelCall, Reply, T, flowing
 from r2graph.door import Door, adrive, drive
@@ -42,7 +44,7 @@ from r2graph.limits import Limits, Meter
 from r2graph.plan import Subtask
 from r2graph.pool import ModelPool, load_pool
 from r2graph.pricing import to_text
-from r2graph.relay import Relay, as_seen, sent, spoken
+from r2graph.relay import Relay, as_seen, sent, spoken, tools_of
 from r2graph.state import read_context
 from r2graph.trajectory import (
     MAX_PATIENCE,
@@ -144,6 +146,7 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
         except ValidationError as error:
             raise ConfigError(first_fault(error)) from None
         self._health = Health(self.pool.names)
+        self._tasks = Tasks()
 
     def before_agent(
         self, state: R2AgentState[ResponseT], runtime: Runtime[ContextT]
@@ -163,8 +166,8 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
         handler: Callable[[ModelRequest[ContextT]], ModelResponse[ResponseT]],
     ) -> ExtendedModelResponse[ResponseT]:
         """Make the call on the member of choice. Raises `ModelCallError` if none can be reached."""
-        door = self._door(request)
-        return drive(self._routed(request, handler, door), door)
+        with self._opened(request) as door:
+            return drive(self._routed(request, handler, door), door)
 
     async def awrap_model_call(
         self,
@@ -172,8 +175,8 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
         handler: Callable[[ModelRequest[ContextT]], Awaitable[ModelResponse[ResponseT]]],
     ) -> ExtendedModelResponse[ResponseT]:
         """As `wrap_model_call`."""
-        door = self._door(request)
-        return await adrive(self._routed(request, handler, door), door)
+        with self._opened(request) as door:
+            return await adrive(self._routed(request, handler, door), door)
 
     @hook_config(can_jump_to=["end"])
     def after_model(
@@ -189,27 +192,42 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
         """As `after_model`."""
         return self.after_model(state, runtime)
 
-    def _door(self, request: ModelRequest[ContextT]) -> Door:
-        spent = Decimal(read_bill(request.state)["cost_usd"])
-        return Door(Meter(self._limits, self._budget, spent=spent), health=self._health)
+    @contextmanager
+    def _opened(self, request: ModelRequest[ContextT]) -> Iterator[Door]:
+        """The door for a call; if its task has made it before, that is on the bill and paid for."""
+        info = request.runtime.execution_info
+        task = info.task_id if info else ""
+        before = self._tasks.take(task)
+        spent = Decimal(read_bill(request.state)["cost_usd"]) + total(before)
+        door = Door(Meter(self._limits, self._budget, spent=spent), health=self._health)
+        door.bill += before
+        try:
+            yield door
+        except R2Error as error:
+            error.cost_usd = to_text(door.meter.spent)
+            raise
+        except GraphBubbleUp:
+            door.bill.pop()  # the relay made up a reply
+            raise
+        finally:
+            if task:
+                self._tasks.keep(task, door.bill)
 
     def _routed(
         self, request: ModelRequest[ContextT], handler: Callable[[Any], Any], door: Door
     ) -> Flow[ExtendedModelResponse[ResponseT]]:
         """One call of the agent: choose, ask, observe, and keep the books."""
-        try:
-            route = self._route(request.state)
-            if route is None:
-                move = yield from self._started(request, door)
-            else:
-                signal = tool_failed(request.messages) or route["signal"]
-                move = follow(route, signal, self.pool, self._above(route["member"]), self._cached)
-            answer = yield from self._answered(request, handler, move)
-            if answer is None and not self._ends:
-                raise LimitExceeded("budget")
-        except R2Error as error:
-            error.cost_usd = to_text(door.meter.spent)
-            raise
+        left = door.meter.left_usd
+        route = self._route(request.state)
+        if route is None:
+            move = yield from self._started(request, left)
+        else:
+            signal = tool_failed(request.messages) or route["signal"]
+            up = self._above(route["member"], left)
+            move = follow(route, signal, self.pool, up, self._cached)
+        answer = yield from self._answered(request, handler, move)
+        if answer is None and not self._ends:
+            raise LimitExceeded("budget")
         bill = billed(read_bill(request.state), door.bill, self.pool[-1].price)
         if answer is None:
             return _ended(bill, door.meter)
@@ -217,14 +235,14 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
             bill["switches"] += 1
         return self._noted(answer, route, bill)
 
-    def _started(self, request: ModelRequest[ContextT], door: Door) -> Flow[Move]:
+    def _started(self, request: ModelRequest[ContextT], left: Decimal | None) -> Flow[Move]:
         """The member that a run starts on; the cheapest where the allocator fails."""
         cheapest = self.pool.names[0]
         if self._start is not None:
             return Move(self._start, "start", self._patience)
         asked = (m.text for m in reversed(request.messages) if isinstance(m, HumanMessage))
         query = str(next(asked, "")).strip() or "…"
-        context = AllocateContext(self.pool, query, self._quality, door.meter.left_usd)
+        context = AllocateContext(self.pool, query, self._quality, left)
         try:
             step = Subtask(id="s1", text=query)
             choices = yield from flowing(self._allocator.allocate([step], context))
@@ -233,10 +251,8 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
             return Move(cheapest, why, self._patience)
         return Move(choices[0].member, choices[0].reason, self._patience)
 
-    def _above(self, member: str) -> str | None:
-        return self._allocator.escalate(
-            member, AllocateContext(self.pool, "", self._quality, self._budget)
-        )
+    def _above(self, member: str, left: Decimal | None) -> str | None:
+        return self._allocator.escalate(member, AllocateContext(self.pool, "", self._quality, left))
 
     def _answered(
         self, request: ModelRequest[ContextT], handler: Callable[[Any], Any], move: Move
@@ -246,7 +262,7 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
         A member whose structured output is refused for good is followed by stronger ones alone.
         `None`: the budget has room for none of them.
         """
-        texts, least = sent(request), 1
+        texts, tools, least = sent(request), tools_of(request), 1
         failure: ModelCallError | StructuredOutputError | None = None
         cause: Exception | None = None
         for spec in [self.pool[move.member], *self.pool.others(move.member)]:
@@ -263,6 +279,7 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
                     "executor",
                     as_seen(spec, relay),
                     texts,
+                    tools=tools,
                     max_tokens=request.model_settings.get("max_tokens"),
                 )
             except ModelCallError as error:

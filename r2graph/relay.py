@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
 
 from langchain.agents.middleware import ModelRequest, ModelResponse
 from langchain.agents.structured_output import (
@@ -31,9 +31,9 @@ _DATA = frozenset({"image", "image_url", "audio", "input_audio", "video", "file"
 class Relay(BaseChatModel):
     """A member as the `Door` sees it: to ask it is to ask the agent's handler with that member.
 
-    The handler binds tools and schemas; by way of the door its calls have the reservations,
-    retries, breakers and bill of all others. The handler's response, or the error with which it
-    refused one that had come, is in `outcome`.
+    By way of the door the handler's calls have the reservations, retries, breakers and bill of all
+    others, those with tools too. The handler's response, or the error with which it refused one
+    that had come, is in `outcome`.
     """
 
     target: ModelSpec
@@ -51,6 +51,9 @@ class Relay(BaseChatModel):
 
     def _generate(self, *_: Any, **__: Any) -> ChatResult:
         raise NotImplementedError  # LangChain would report a second run of a model
+
+    def bind_tools(self, tools: Sequence[Any], **_: Any) -> Self:
+        return self  # the handler binds them to the member
 
     def invoke(
         self,
@@ -123,41 +126,34 @@ def spoken(response: ModelResponse[Any]) -> AIMessage:
 
 
 def sent(request: ModelRequest[Any]) -> list[BaseMessage]:
-    """All that a request sends, as texts: `worst_usage` counts their bytes."""
+    """The messages of a request, and images and the like as texts: `worst_usage` counts bytes."""
     first = [request.system_message] if request.system_message else []
     messages = [*first, *request.messages]
-    rest = [part for message in messages for part in _beside_text(message)]
-    rest += [
-        _text(convert_to_openai_tool(t) if isinstance(t, BaseTool) else t) for t in request.tools
-    ]
-    rest += [_text([spec.name, spec.description, spec.json_schema]) for spec in _schemas(request)]
-    return [*messages, *(HumanMessage(part) for part in rest)]
+    return [*messages, *(HumanMessage(part) for each in messages for part in _beside_text(each))]
 
 
 def _beside_text(message: BaseMessage) -> Iterator[str]:
-    """Tool calls, images and other parts of a message that are not its text."""
-    if isinstance(message, AIMessage) and message.tool_calls:
-        yield _text(message.tool_calls)
     for block in message.content if isinstance(message.content, list) else ():
         if isinstance(block, dict) and block.get("type") != "text":
-            yield " " * DATA_TOKENS if block.get("type") in _DATA else _text(block)
+            is_data = block.get("type") in _DATA
+            yield " " * DATA_TOKENS if is_data else json.dumps(block, default=str)
 
 
-def _schemas(request: ModelRequest[Any]) -> list[Any]:
-    """How LangChain describes the structured output."""
+def tools_of(request: ModelRequest[Any]) -> list[dict[str, Any]]:
+    """The tools of a request, and the schemas of its structured output, which are as long."""
+    tools = [convert_to_openai_tool(t) if isinstance(t, BaseTool) else t for t in request.tools]
     form: Any = request.response_format  # another middleware may put a bare schema there
     match form:
         case None:
-            return []
-        case ToolStrategy() as tools:
-            return list(tools.schema_specs)
-        case ProviderStrategy() as native:
-            return [native.schema_spec]
-        case AutoStrategy(schema=schema):
-            return list(ToolStrategy(schema).schema_specs)
-        case schema:
-            return list(ToolStrategy(schema).schema_specs)
-
-
-def _text(value: Any) -> str:
-    return json.dumps(value, default=str, ensure_ascii=False)
+            return tools
+        case ProviderStrategy():
+            specs: list[Any] = [form.schema_spec]
+        case ToolStrategy():
+            specs = form.schema_specs
+        case _:
+            schema = form.schema if isinstance(form, AutoStrategy) else form
+            specs = ToolStrategy(schema).schema_specs
+    return [
+        *tools,
+        *({"name": s.name, "about": s.description, "schema": s.json_schema} for s in specs),
+    ]

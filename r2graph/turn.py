@@ -15,7 +15,7 @@ from langgraph.types import Command
 from r2graph.allocate import QUALITY_LEVELS, AllocateContext, Allocator, Choice, within_budget
 from r2graph.attempt import Books
 from r2graph.bill import total
-from r2graph.calls import Flow, flowing
+from r2graph.calls import Flow, ModelCall, flowing
 from r2graph.decompose import Decomposer
 from r2graph.door import Door
 from r2graph.errors import AllocationError, CheckpointError, ModelCallError, R2Error
@@ -96,8 +96,19 @@ class Turn:
         if run.ledger is not None:
             name, round_ = self.state["run_id"], self.progress["round"]
             books = Books(run.ledger, name, round_, step, run.pool_budget)
+
+        def asked(call: ModelCall) -> None:
+            about = {"step": call.step or step, "member": call.spec.name, "role": call.role}
+            self.emit({"event": "asked"} | about)
+
         return Door(
-            self.meter, run.gate, run.agate, outcomes=run.outcomes, health=run.health, books=books
+            self.meter,
+            run.gate,
+            run.agate,
+            outcomes=run.outcomes,
+            health=run.health,
+            books=books,
+            asked=asked,
         )
 
     def progressed(

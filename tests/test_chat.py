@@ -170,8 +170,8 @@ async def test_callbacks_are_told_of_the_steps(ask: Ask) -> None:
     listener = Listener()
     await ask(planned(), QUERY, {"callbacks": [listener]})
     names = [name for name, _ in listener.events]
-    assert names[:2] == ["r2_plan", "r2_allocation"]
-    assert sorted(names[2:-1]) == ["r2_attempt", "r2_attempt", "r2_step", "r2_step"]
+    assert names[:4] == ["r2_asked", "r2_plan", "r2_asked", "r2_allocation"]
+    assert sorted(names[4:-1]) == sorted(2 * ["r2_asked", "r2_attempt", "r2_step"])
     assert names[-1] == "r2_answer"
     assert {data["output"] for name, data in listener.events if name == "r2_step"} == {
         "JUMP",

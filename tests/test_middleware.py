@@ -17,27 +17,33 @@ from langchain.agents.middleware import (
     HumanInTheLoopMiddleware,
     ModelCallLimitMiddleware,
     ModelRequest,
+    ModelRetryMiddleware,
     SummarizationMiddleware,
 )
 from langchain.agents.structured_output import (
+    AutoStrategy,
     ProviderStrategy,
     StructuredOutputValidationError,
     ToolStrategy,
 )
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage, UsageMetadata
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage, UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import ToolException, tool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.types import Command, interrupt
 from pydantic import BaseModel, Field
 
 from r2graph import ConfigError, LimitExceeded, ModelCallError, R2RouterMiddleware
-from r2graph.allocate import CheckpointAllocator, Choice
+from r2graph.agent_bill import MAX_TASKS, Tasks
+from r2graph.allocate import AllocateContext, CheapestFirst, CheckpointAllocator, Choice
+from r2graph.calls import Entry, ModelCall, worst_usage
 from r2graph.pool import ModelPool
 from r2graph.pricing import Price, Usage
+from r2graph.relay import sent, tools_of
 from r2graph.trajectory import MAX_PATIENCE, Route, follow, saving
 from tests.conftest import Figure
 from tests.fakes import ProviderError, member, pool_of, scripted
@@ -113,6 +119,16 @@ def fail(at: int) -> str:
 
 
 fail.handle_tool_error = True
+ENTRY = Entry(
+    role="executor",
+    member="m1",
+    step=None,
+    input_tokens=1,
+    output_tokens=1,
+    cost_usd="0.1",
+    local=False,
+    ok=False,
+)
 ASK = {"messages": [{"role": "user", "content": "do it"}]}
 
 
@@ -417,6 +433,82 @@ def test_tools_and_their_calls_count_towards_the_worst_case() -> None:
     assert len(results(result["messages"])) == 1
 
 
+async def invoked(agent: Any, mode: str, *args: Any) -> dict[str, Any]:
+    return dict(await agent.ainvoke(*args) if mode == "async" else agent.invoke(*args))
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+async def test_what_a_failed_call_cost_is_told_and_counts_when_the_run_is_resumed(
+    mode: str,
+) -> None:
+    chat = saying(calling("look", at=1), TimeoutError(), calling("look", at=2), "done")
+    router = R2RouterMiddleware(pool_of(chat), budget_usd=1, max_output_tokens=50)
+    asked = agent(router, checkpointer=InMemorySaver())
+    config = {"configurable": {"thread_id": "1"}}
+    with pytest.raises(ModelCallError) as caught:
+        await invoked(asked, mode, ASK, config)
+    kept = asked.get_state(config).values["r2_bill"]["cost_usd"]
+    assert Decimal(caught.value.cost_usd or 0) > Decimal(kept) > 0
+    result = await invoked(asked, mode, None, config)
+    assert result["r2_bill"]["usage"]["m1"]["calls"] == 4
+    answers = [m.response_metadata["r2"]["cost_usd"] for m in result["messages"][1::2]]
+    rest = sum(map(Decimal, answers[1:]), Decimal(caught.value.cost_usd or 0))
+    assert Decimal(result["r2_bill"]["cost_usd"]) == rest
+
+
+def test_a_resumed_run_does_not_spend_again_what_a_failed_call_has_spent() -> None:
+    router = R2RouterMiddleware(
+        pool_of(saying(TimeoutError(), "done")), budget_usd="0.0006", max_output_tokens=50
+    )
+    asked = agent(router, checkpointer=InMemorySaver())
+    config = {"configurable": {"thread_id": "1"}}
+    with pytest.raises(ModelCallError) as caught:
+        asked.invoke(ASK, config)
+    bill = asked.invoke(None, config)["r2_bill"]
+    assert (bill["stop_reason"], bill["cost_usd"]) == ("budget", caught.value.cost_usd)
+
+
+def test_a_call_that_other_middleware_makes_again_is_on_the_bill_each_time() -> None:
+    class Twice(AgentMiddleware):
+        def wrap_model_call(self, request: ModelRequest, handler: Any) -> Any:
+            handler(request)
+            return handler(request)
+
+    retry = ModelRetryMiddleware(max_retries=1, initial_delay=0)
+    shaky = saying(TimeoutError(), "done")
+    for other, chat in ((retry, shaky), (Twice(), saying("done"))):
+        result = agent(R2RouterMiddleware(pool_of(chat)), other).invoke(ASK)
+        assert result["r2_bill"]["usage"]["m1"]["calls"] == len(chat.requests) == 2
+
+
+def test_only_the_latest_tasks_are_remembered() -> None:
+    tasks = Tasks()
+    for number in range(MAX_TASKS + 1):
+        tasks.keep(str(number), [ENTRY])
+    assert (tasks.take("0"), tasks.take("1"), tasks.take("1")) == ([], [ENTRY], [])
+
+
+def worst(*messages: BaseMessage, **fields: Any) -> int:
+    """The tokens that a request may send, at worst."""
+    request: ModelRequest = ModelRequest(model=saying("?"), messages=list(messages), **fields)
+    to = member("m1", saying("?"))
+    return worst_usage(
+        ModelCall("executor", to, sent(request), tools=tools_of(request)), 1
+    ).input_tokens
+
+
+def test_all_that_a_request_sends_is_in_its_worst_case_once() -> None:
+    described = len(json.dumps(convert_to_openai_tool(look)))
+    assert described <= worst(tools=[look]) - worst() < 2 * described
+    schema = len(json.dumps(Verdict.model_json_schema()))
+    for form in (ToolStrategy(Verdict), ProviderStrategy(Verdict), AutoStrategy(Verdict), Verdict):
+        assert schema <= worst(response_format=form) - worst() < 3 * schema
+    call = {"name": "look", "args": {"at": "x" * 1000}, "id": "1", "type": "tool_call"}
+    assert 1000 <= worst(AIMessage("", tool_calls=[call])) - worst(AIMessage("")) < 1200
+    image = {"type": "image", "url": "https://example.com/x.png"}
+    assert 4096 <= worst(HumanMessage([image])) - worst(HumanMessage("")) < 4200
+
+
 # Members that are down.
 
 
@@ -603,7 +695,9 @@ def test_an_interrupt_of_other_middleware_is_no_failure_of_the_member() -> None:
     asked = create_agent(saying("?"), middleware=[router, Asks()], checkpointer=InMemorySaver())
     config = {"configurable": {"thread_id": "1"}}
     assert asked.invoke(ASK, config)["__interrupt__"][0].value == "may I?"
-    assert members(asked.invoke(Command(resume=True), config)) == ["m1"]
+    result = asked.invoke(Command(resume=True), config)
+    assert members(result) == ["m1"]
+    assert result["r2_bill"]["usage"]["m1"]["calls"] == 1
 
 
 def test_a_human_who_rejects_a_tool_call_moves_the_run_up() -> None:
@@ -642,6 +736,21 @@ def test_an_allocator_of_ones_own_can_be_wrong_about_nothing_but_the_member() ->
     pool = pool_of(saying("?"), saying("done"))
     router = R2RouterMiddleware(pool, allocator=Middle(pool[0]), budget_usd=1)
     assert route(agent(router).invoke(ASK)) == [("m2", "do it")]
+
+
+def test_an_allocator_of_ones_own_hears_what_is_left_and_says_who_is_next() -> None:
+    class Thrifty(CheapestFirst):
+        def escalate(self, member: str, context: AllocateContext) -> str | None:
+            assert context.budget_left is not None
+            left.append(context.budget_left)
+            return context.pool.names[-1]
+
+    left: list[Decimal] = []
+    pool = pool_of(saying(calling("fail", at=1)), saying("?"), saying("done"))
+    router = R2RouterMiddleware(pool, allocator=Thrifty(), budget_usd=1)
+    result = agent(router).invoke(ASK)
+    assert members(result) == ["m1", "m3"]
+    assert left == [1 - Decimal(result["messages"][1].response_metadata["r2"]["cost_usd"])]
 
 
 # What it saves.

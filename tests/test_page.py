@@ -9,9 +9,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from r2graph.allocate import AllocateContext, CheapestFirst
+from r2graph.decompose import CheckpointDecomposer
 from r2graph.serve import create_app
 from tests import chromium
-from tests.fakes import FakeChat, echo, pool_of, scripted
+from tests.fakes import FakeChat, ProviderError, echo, member, pool_of, scripted
 from tests.serving import Served, graph_of, serving
 
 PLAN = "s1: one\ns2: two\ns3: three {s1} {s2}"
@@ -70,6 +72,32 @@ def test_a_run_is_drawn_as_it_happens(page: chromium.Page) -> None:
         assert page.text("#history tbody button") == "q"
         assert page.complaints == []
         assert all(each.startswith((server.url, "data:")) for each in page.requests)
+
+
+class ToTheTop(CheapestFirst):
+    """Moves up to the strongest member at once."""
+
+    def escalate(self, member: str, context: AllocateContext) -> str | None:
+        top = context.pool.names[-1]
+        return None if member == top else top
+
+
+@browser
+def test_the_model_that_is_lit_is_the_one_that_was_asked(page: chromium.Page) -> None:
+    lamp = "document.querySelector('#ladder li.active[data-member={}]') !== null"
+    planner = member("m2", scripted(PLAN, delay_s=1.5))
+    pool = pool_of(scripted("", delay_s=0.2), echo(), echo(delay_s=1.5))
+    graph = graph_of(pool, decomposer=CheckpointDecomposer(planner), allocator=ToTheTop())
+    with serving(create_app(graph)) as server:
+        asked(page, server, "q")
+        page.until(lamp.format("m2"))
+        assert page.text("#status") == "m2 plans"
+        page.until(lamp.format("m3"))  # not m2, which is the next one up
+        assert page.value("document.querySelectorAll('#ladder li.active').length") == 1
+        assert page.text("[data-step=s1] .chip") == "m3"
+        assert page.value("document.querySelector('.node.waiting[data-step=s3]') !== null")
+        ended(page)
+        assert page.value("document.querySelectorAll('#ladder li.active').length") == 0
 
 
 @browser
@@ -133,6 +161,18 @@ def test_quality_budget_and_pool_go_with_the_run_and_errors_are_shown(page: chro
         ended(page)
         assert "limit of budget" in page.text("#answer")
         assert "0.25" in page.text("#history tbody")
+
+
+@browser
+def test_a_step_that_nobody_could_do_is_marked_when_the_run_fails(page: chromium.Page) -> None:
+    down = scripted(ProviderError(401))
+    with serving(create_app(graph_of(pool_of(down, down), "s1: one\ns2: two {s1}"))) as server:
+        asked(page, server, "q")
+        ended(page)
+        assert page.value("document.body.dataset.status") == "failed"
+        assert page.value("document.querySelector('.node.bad[data-step=s1]') !== null")
+        assert page.value("document.querySelector('.node.waiting[data-step=s2]') !== null")
+        assert page.text("#bill") == "$0 for attempts"
 
 
 @browser

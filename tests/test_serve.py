@@ -22,13 +22,21 @@ import pytest
 from typer.testing import CliRunner
 
 from r2graph.cli import app as cli
-from r2graph.decompose import DecomposeContext, Decomposer
+from r2graph.decompose import CheckpointDecomposer, DecomposeContext, Decomposer
 from r2graph.errors import ConfigError, PlanError, UnsupportedQueryError
 from r2graph.limits import Limits
 from r2graph.plan import Plan
 from r2graph.serve import create_app
 from r2graph.serve.guard import check_binding, read_key
-from tests.fakes import FakeChat, ListeningChat, ProviderError, echo, pool_of, scripted
+from tests.fakes import (
+    FakeChat,
+    ListeningChat,
+    ProviderError,
+    echo,
+    member,
+    pool_of,
+    scripted,
+)
 from tests.serving import graph_of, serving, until
 
 ROOT = Path(__file__).parent.parent
@@ -426,6 +434,16 @@ def test_a_pool_that_fails_is_an_error_in_our_words(
         assert response.status_code == 200
         assert events_of(response)[-1]["error"]["code"] == code
     assert "SECRET" not in failed.text + streamed.text + watched.text
+
+
+def test_a_stream_whose_planner_was_asked_in_vain_still_has_a_status() -> None:
+    planner = CheckpointDecomposer(member("planner", scripted("s1: {s9}")))
+    with serving(create_app(graph_of(pool_of(echo()), decomposer=planner))) as server:
+        streamed = post(server.url, body(stream=True))
+        watched = events_of(post(server.url, {"model": "fakes", "query": "q"}, "/runs"))
+    assert (streamed.status_code, streamed.json()["error"]["code"]) == (502, "no_plan")
+    assert watched[0] == {"event": "asked", "step": None, "member": "planner", "role": "decomposer"}
+    assert watched[-1]["error"]["code"] == "no_plan"
 
 
 # Load

@@ -113,7 +113,7 @@ def _add_watching(app: FastAPI, served: Served, runs: Runs, max_body_bytes: int)
         choice = served.choose(asked.model, asked.quality, asked.budget_usd)
         order = Order(choice, [HumanMessage(asked.query)])
         running = runs.start(order, request.receive)
-        return await _stream(running, order, _watched_events(running), runs)
+        return await _stream(running, order, _watched_events(running), runs, once_asked=True)
 
 
 async def _watched_events(running: Running) -> AsyncIterator[str]:
@@ -130,14 +130,19 @@ async def _watched_events(running: Running) -> AsyncIterator[str]:
 
 
 async def _stream(
-    running: Running, order: Order, events: AsyncIterator[str], runs: Runs
+    running: Running,
+    order: Order,
+    events: AsyncIterator[str],
+    runs: Runs,
+    *,
+    once_asked: bool = False,
 ) -> Response:
     """A streamed response, once the run has got so far that it is likely to have an answer.
 
     What fails before is an error with a status of its own; after it, an event.
     """
     try:
-        if not await running.ready():
+        if not await running.ready(once_asked=once_asked):
             return _gone()
     except BaseException:
         await running.stop()

@@ -142,19 +142,23 @@ class Running:
         self._watch = asyncio.create_task(self._cancel_without_client(receive))
         self._kept: list[Item] = []
 
-    async def ready(self) -> bool:
-        """Wait for the first item; whether there is one. Raises `Refusal`."""
-        item = await self._queue.get()
-        if isinstance(item, Refusal):
-            raise item
-        if item is not None:
+    async def ready(self, *, once_asked: bool) -> bool:
+        """Wait for the first item; whether there is one. Raises `Refusal`.
+
+        That a model was asked is enough where it is `once_asked`; an answer may be far yet.
+        """
+        while (item := await self._queue.get()) is not None:
+            if isinstance(item, Refusal):
+                raise item
             self._kept.append(item)
-        return item is not None
+            if once_asked or isinstance(item, Result) or item["event"] != "asked":
+                return True
+        return False
 
     async def next(self) -> Item | Pulse | None:
         """The next item; `None` after the last, or when the run was ended. Raises `Refusal`."""
         if self._kept:
-            return self._kept.pop()
+            return self._kept.pop(0)
         try:
             async with asyncio.timeout(PULSE_S):
                 item = await self._queue.get()

@@ -77,7 +77,7 @@ function paint(element, members, name) {
 // What is known of a run, event by event.
 
 function begin(fields) {
-  return { ...fields, status: "running", round: 0, plan: null, steps: {}, answer: null, bill: null, error: null };
+  return { ...fields, status: "running", round: 0, plan: null, steps: {}, asked: null, answer: null, bill: null, error: null };
 }
 
 function apply(run, event) {
@@ -87,28 +87,36 @@ function apply(run, event) {
       run.round = event.round;
       run.steps = {};
       for (const { id, text, depends_on: needs } of event.plan.subtasks)
-        run.steps[id] = { id, text, needs, prompt: text, state: "waiting", member: null, attempts: [], output: null };
+        run.steps[id] = { id, text, needs, prompt: text, state: "waiting", member: null, asked: null, attempts: [], output: null };
+      run.asked = null;
       break;
     case "allocation":
       for (const [id, chosen] of Object.entries(event.allocation))
         Object.assign(run.steps[id], { member: chosen.member, reason: chosen.reason });
-      release(run);
+      run.asked = null;
       break;
+    case "asked": {
+      const step = run.steps[event.step];
+      (step ?? run).asked = event; // for a step, or to plan, to allocate, to judge the answer
+      if (step) step.state = "running";
+      if (event.role === "executor") step.member = event.member;
+      break;
+    }
     case "attempt": {
       const step = run.steps[event.step];
       step.attempts.push(event);
-      step.member = event.member;
       step.output = event.output ?? step.output;
-      if (event.ok === false) step.member = above(run, event.member); // where it goes next, most likely
+      Object.assign(step, { asked: null, member: event.member });
       break;
     }
     case "step": {
-      const step = run.steps[event.id];
-      const { prompt, member, output, stopped } = event;
-      Object.assign(step, { prompt, member, output, stopped, state: verdict(event) });
-      release(run);
+      const { id, prompt, member, output, stopped } = event;
+      Object.assign(run.steps[id], { prompt, member, output, stopped, asked: null, state: verdict(event) });
       break;
     }
+    case "answer":
+      run.asked = null;
+      break;
     case "result":
       run.bill = event;
       run.answer = event.answer;
@@ -120,18 +128,6 @@ function apply(run, event) {
 function verdict(step) {
   if (step.output === null || step.ok === false) return "bad";
   return step.ok ? "good" : "unsure";
-}
-
-function release(run) {
-  for (const step of Object.values(run.steps)) {
-    const isReady = step.needs.every((id) => !["waiting", "running"].includes(run.steps[id].state));
-    if (step.state === "waiting" && isReady) step.state = "running";
-  }
-}
-
-function above(run, member) {
-  const names = membersOf(run).map((each) => each.name);
-  return names[Math.min(names.indexOf(member) + 1, names.length - 1)] ?? member;
 }
 
 // The plan as layers: a step stands behind all that it needs. An edge across several layers has a
@@ -243,11 +239,12 @@ function node(run, step, { x, y }) {
     return element;
   };
   write(20, step.id, "id");
-  if (step.member) write(20, cut(step.member, 18), step.attempts.length ? "chip" : "chip planned", "end");
+  if (step.member) write(20, cut(step.member, 18), step.state === "waiting" ? "chip planned" : "chip", "end");
   lines(step.prompt, 23, 2).forEach((line, at) => write(38 + 15 * at, line, "prompt"));
   const tone = step.state === "good" ? "good-ink" : step.state === "bad" ? "bad-ink" : "";
   if (step.output !== null) write(75, cut(step.output, 21), `output ${tone}`);
   else if (step.stopped) write(75, `stopped: ${step.stopped}`, "output bad-ink");
+  else if (step.asked?.role === "verifier") write(75, cut(`${step.asked.member} checks`, 21), "output quiet");
   else if (step.state === "running") write(75, "…", "output");
   climb(write(94, "", "climb"), step);
   group.append(draw("title"));
@@ -291,8 +288,7 @@ function toneOf(ok) {
 
 function drawLadder(run) {
   const members = membersOf(run);
-  const steps = Object.values(run?.steps ?? {});
-  const active = new Set(steps.filter((step) => step.state === "running" && run.status === "running").map((step) => step.member));
+  const asked = run?.status === "running" ? [run, ...Object.values(run.steps)].map((each) => each.asked?.member) : [];
   const marks = {};
   for (const { member, ok } of run?.tried ?? []) (marks[member] ??= []).push(ok);
   const rows = members.map(({ name, input_per_mtok: input, output_per_mtok: output, local }) => {
@@ -308,7 +304,7 @@ function drawLadder(run) {
       make("span", { className: "price", textContent: dollars(output) }),
     );
     row.dataset.member = name;
-    row.classList.toggle("active", active.has(name));
+    row.classList.toggle("active", asked.includes(name));
     row.classList.toggle("used", Boolean(marks[name]));
     paint(row, members, name);
     return row;
@@ -327,7 +323,7 @@ function drawBill(run) {
   const bill = run?.bill;
   if (!bill) {
     const paid = (run?.tried ?? []).reduce((sum, attempt) => sum + Number(attempt.cost_usd), 0);
-    const text = run?.status === "running" ? `${dollars(paid)} for attempts so far` : "none";
+    const text = run?.status === "running" ? `${dollars(paid)} for attempts so far` : run?.tried.length ? `${dollars(paid)} for attempts` : "none";
     box.append(make("p", { className: "empty", textContent: text }));
     return;
   }
@@ -359,6 +355,8 @@ function drawBill(run) {
   }
 }
 
+const DOES = { decomposer: "plans", allocator: "allocates", verifier: "checks the answer" };
+
 function drawAnswer(run) {
   const hasAnswer = Boolean(run?.answer);
   $("answer").className = run?.error ? "bad-ink" : hasAnswer ? "" : "empty";
@@ -368,7 +366,7 @@ function drawAnswer(run) {
   $("round").textContent = run?.round > 1 ? `round ${run.round}: the first answer was rejected` : "";
   const done = Object.values(run?.steps ?? {}).filter((step) => !["waiting", "running"].includes(step.state)).length;
   const states = {
-    running: run?.plan ? `${done} of ${Object.keys(run.steps).length} steps done` : "planning",
+    running: run?.asked ? `${run.asked.member} ${DOES[run.asked.role]}` : run?.plan ? `${done} of ${Object.keys(run.steps).length} steps done` : "planning",
     done: `done in ${run?.bill?.seconds.toFixed(2)} s on the server`, failed: "failed", stopped: "stopped",
   };
   $("status").textContent = run ? states[run.status] : "";
@@ -441,7 +439,7 @@ async function follow(run, signal) {
   if (!response.ok) throw new Error(await failure(response));
   for await (const event of events(response)) {
     if (event.error) throw new Error(event.error.message);
-    if ($("slow").checked && event.event !== "plan" && event.event !== "answer") await pause(signal);
+    if ($("slow").checked && !["asked", "plan", "answer"].includes(event.event)) await pause(signal);
     if (event.event === "attempt") run.tried.push(event);
     apply(run, event);
     render(run);
@@ -477,7 +475,8 @@ async function start() {
   } catch (error) {
     run.status = error.name === "AbortError" ? "stopped" : "failed";
     if (run.status === "failed") run.error = error.message;
-    for (const step of Object.values(run.steps)) if (step.state === "running") step.state = "waiting";
+    for (const step of Object.values(run.steps))
+      if (step.state === "running") step.state = run.error && step.attempts.at(-1)?.ok === false ? "bad" : "waiting";
   } finally {
     aborter = null;
     $("run").hidden = false;
