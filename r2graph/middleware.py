@@ -259,12 +259,14 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
     ) -> Flow[Answer | None]:
         """The reply of the chosen member or, where it cannot be had, of the next one up, then down.
 
-        A member whose structured output is refused for good is followed by stronger ones alone.
+        A member whose structured output is refused for good, or whose tool calls do not parse, is
+        followed by stronger ones alone; if these fail, too, the calls are left to the agent.
         `None`: the budget has room for none of them.
         """
         texts, tools, least = sent(request), tools_of(request), 1
         failure: ModelCallError | StructuredOutputError | None = None
         cause: Exception | None = None
+        garbled: Answer | None = None
         for spec in [self.pool[move.member], *self.pool.others(move.member)]:
             if self.pool.rank(spec.name) < least:
                 continue
@@ -299,7 +301,14 @@ class R2RouterMiddleware(AgentMiddleware[R2AgentState[ResponseT], ContextT, Resp
                 continue
             if spec.name != move.member:
                 move = Move(spec.name, move.reason, move.patience)
-            return Answer(move, relay.outcome, reply)
+            answer = Answer(move, relay.outcome, reply)
+            if reply.tool_calls or not reply.invalid_tool_calls:
+                return answer
+            # An agent ends where no call can be read, with an empty answer.
+            garbled, least = answer, self.pool.rank(spec.name)
+            move = replace(move, reason="tool call does not parse")
+        if garbled is not None:
+            return garbled
         if isinstance(failure, ModelCallError) and failure.kind == "other":
             raise failure from cause  # it may be a fault in the user's own code
         if failure is not None:

@@ -27,7 +27,14 @@ from langchain.agents.structured_output import (
     ToolStrategy,
 )
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage, UsageMetadata
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    HumanMessage,
+    InvalidToolCall,
+    ToolMessage,
+    UsageMetadata,
+)
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import ToolException, tool
@@ -233,6 +240,26 @@ def test_where_nobody_writes_the_structured_output_the_error_is_langchains_own()
     asked = agent(R2RouterMiddleware(pool), response_format=ProviderStrategy(Verdict))
     with pytest.raises(StructuredOutputValidationError):
         asked.invoke(ASK)
+
+
+def garbled(name: str) -> AIMessage:
+    """A call whose arguments are no JSON."""
+    call = InvalidToolCall(name=name, args="{", id="1", error=None, type="invalid_tool_call")
+    return AIMessage("", invalid_tool_calls=[call])
+
+
+def test_a_call_that_does_not_parse_is_asked_of_a_stronger_member() -> None:
+    pool = pool_of(saying(garbled("look")), saying(calling("look", at=1), "done"))
+    result = agent(R2RouterMiddleware(pool)).invoke(ASK)
+    assert route(result)[0] == ("m2", "tool call does not parse")
+    assert result["messages"][-1].text == "done"
+    assert result["r2_bill"]["usage"]["m1"]["calls"] == 1
+
+
+def test_where_nobodys_calls_parse_they_are_left_to_the_agent() -> None:
+    pool = pool_of(saying(garbled("look")), saying(garbled("look")))
+    last = agent(R2RouterMiddleware(pool)).invoke(ASK)["messages"][-1]
+    assert [call["name"] for call in last.invalid_tool_calls] == ["look"]
 
 
 def test_at_the_strongest_member_a_signal_is_noted_and_nothing_else() -> None:
