@@ -145,7 +145,7 @@ class CheckpointAllocator(Allocator):
             temperature=0.0,
             top_logprobs=self.n_slots,
         )
-        reply = yield call
+        reply = yield from ask(call)
         slots = parse_slots(reply.text, len(steps))
         spread = self._distributions(reply, len(steps), context.pool)
         return [

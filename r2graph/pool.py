@@ -7,7 +7,8 @@ A pool comes from Python, from a dict or from a YAML file:
       - name: small
         model: openai:qwen2.5-7b        # PROVIDER:MODEL, or local:DIRECTORY (relative to the file)
         model_kwargs:                   # passed to the chat model
-          base_url: ${VLLM_BASE_URL:-http://127.0.0.1:8000/v1}
+          base_url: ${VLLM_BASE_URL:-http://127.0.0.1:8001/v1}
+        serve: {args: --max-model-len 8192}   # for `r2graph up`, where the server is to be started
         price: {input_per_mtok: 0.05, output_per_mtok: 0.05}   # dollars
         tags: [local]
       - name: large
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -60,21 +62,26 @@ TIMEOUT_S = 60
 MAX_FILE_BYTES = 2**18
 
 _SHIPPED = Path(__file__).parent / "pools"
-_EXTRAS = {"local": "local", "openai": "openai", "huggingface": "huggingface"}
+_EXTRAS = {"local": "local", "openai": "openai", "huggingface": "openai"}
 # Providers whose chat models read one key and take `timeout` and `max_retries`.
 KEY_VARIABLES = {
     "anthropic": "ANTHROPIC_API_KEY",
     "deepseek": "DEEPSEEK_API_KEY",
     "fireworks": "FIREWORKS_API_KEY",
     "groq": "GROQ_API_KEY",
+    "huggingface": "HF_TOKEN",
     "mistralai": "MISTRAL_API_KEY",
     "openai": "OPENAI_API_KEY",
     "together": "TOGETHER_API_KEY",
     "xai": "XAI_API_KEY",
 }
+_LANGCHAINS_NAME = "HUGGINGFACEHUB_API_TOKEN"  # for HF_TOKEN
+# It speaks OpenAI's protocol. LangChain's own class sends HF_TOKEN to whatever URL it is given,
+# samples unless told otherwise, and looks the same to a cache whichever model it calls.
+_HUGGING_FACE = "https://router.huggingface.co/v1"
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 SECRET_SETTING = re.compile(
-    r"(api|access)[_-]?key|secret|password|authorization|(^|api_|auth_|access_)token$", re.I
+    r"(api|access)[_-]?key|secret|password|authorization|(^|api_|auth_|access_|hf_)token$", re.I
 )
 _SECRET_VARIABLE = re.compile(r"KEY|TOKEN|SECRET|PASSWORD", re.I)
 _URL_WITH_USER = re.compile(r"\s*[a-z][a-z0-9+.-]*://[^/?#\s]*@", re.I)
@@ -89,10 +96,45 @@ def _list_price(known: dict[str, Any]) -> Price:
     if isinstance(model, str):
         provider, _, model_name = model.partition(":")
         base_url = known["model_kwargs"].get("base_url")
+        if provider == "huggingface":  # MODEL:HOST; a model without a host goes to any
+            model_name, _, host = model_name.partition(":")
+            provider = f"huggingface_{host}"
         price = lookup_price(model_name, provider=provider, base_url=base_url)
     if price is None:
         raise UnknownPriceError(known["name"])
     return price
+
+
+class Serving(BaseModel):
+    """What `r2graph up` starts vLLM with for a member, besides its host and port."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    model: Annotated[str, Field(min_length=1)] | None = None
+    """Id on Hugging Face's hub, or a directory if it begins with `.`, `/` or `~`; relative to the
+    pool's file. By default the member's model, which else is only what the server calls it.
+    """
+    gpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Which cards; by default vLLM takes the first. The model is split over several."""
+    args: str = ""
+    """Further arguments, as in a shell: vLLM takes 0.9 of a card, so members that share one want
+    `--gpu-memory-utilization`.
+    """
+
+    @field_validator("model")
+    @classmethod
+    def _locate(cls, model: str | None, info: ValidationInfo) -> str | None:
+        if model is None or not model.startswith((".", "/", "~")):
+            return model
+        return str(((info.context or Path()) / Path(model).expanduser()).resolve())
+
+    @field_validator("args")
+    @classmethod
+    def _check_args(cls, args: str) -> str:
+        words = shlex.split(args := _expanded("args", args))
+        for option in (word for word in words if word.startswith("--")):
+            _expanded(option.strip("-").partition("=")[0].replace("-", "_"), True)
+        return args
 
 
 class ModelSpec(BaseModel):
@@ -105,11 +147,15 @@ class ModelSpec(BaseModel):
 
     name: Name
     model: InstanceOf[BaseChatModel] | str
-    """`PROVIDER:MODEL` for `init_chat_model`, `local:DIRECTORY`, or a chat model, used as it is."""
+    """`PROVIDER:MODEL` for `init_chat_model`, `local:DIRECTORY`, or a chat model, used as it is.
+
+    `huggingface:` is Hugging Face's router, which speaks OpenAI's protocol.
+    """
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Settings of the chat model; texts may use `${VARIABLE}` and `${VARIABLE:-default}`."""
     key_env: str | None = None
     """The environment variable that holds the API key, where it is not the provider's usual one."""
+    serve: Serving = Serving()
     price: Price = Field(default_factory=_list_price)
     context_length: Annotated[int, Field(gt=0)] | None = None
     requests_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -152,6 +198,29 @@ class ModelSpec(BaseModel):
         return "local" in self.tags or (
             isinstance(self.model, str) and self.model.startswith("local:")
         )
+
+    @property
+    def provider(self) -> str | None:
+        """`None`: the chat model is used as it is."""
+        return self.model.partition(":")[0] if isinstance(self.model, str) else None
+
+    @property
+    def base_url(self) -> str | None:
+        """The URL of a server that speaks OpenAI's protocol, where it is not the provider's own."""
+        if self.provider not in ("openai", "huggingface"):
+            return None
+        stated = [key for key in ("base_url", "openai_api_base") if key in self.model_kwargs]
+        return str(self.model_kwargs[stated[0]]) if stated else None
+
+    @property
+    def key_variable(self) -> str | None:
+        """The environment variable that holds the key; `None`: no key is sent."""
+        if self.key_env is not None or self.base_url is not None:
+            return self.key_env
+        usual = KEY_VARIABLES.get(self.provider or "")
+        if usual == "HF_TOKEN" and not os.environ.get(usual) and os.environ.get(_LANGCHAINS_NAME):
+            return _LANGCHAINS_NAME
+        return usual
 
     @property
     def chat(self) -> BaseChatModel:
@@ -214,7 +283,7 @@ def _build(spec: ModelSpec) -> BaseChatModel:
         return spec.model
     provider, _, model = spec.model.partition(":")
     try:
-        chat = _chat_model(provider, model, _settings(spec, provider))
+        chat = _chat_model(provider, model, _settings(spec))
     except ConfigError:
         raise
     except ImportError:
@@ -240,28 +309,30 @@ def _chat_model(provider: str, model: str, settings: dict[str, Any]) -> object:
         return ChatLocal(model=model, **settings)
     from langchain.chat_models import init_chat_model
 
-    return init_chat_model(model, model_provider=provider, **settings)
+    by = "openai" if provider == "huggingface" else provider
+    return init_chat_model(model, model_provider=by, **settings)
 
 
-def _settings(spec: ModelSpec, provider: str) -> dict[str, Any]:
+def _settings(spec: ModelSpec) -> dict[str, Any]:
     """What the chat model is built with: `model_kwargs`, our defaults, and the key."""
     settings = dict(spec.model_kwargs)
     if (rate := spec.requests_per_second) is not None:
         settings["rate_limiter"] = InMemoryRateLimiter(
             requests_per_second=rate, check_every_n_seconds=0.01, max_bucket_size=max(1.0, rate)
         )
-    if provider in KEY_VARIABLES:
+    if spec.provider in KEY_VARIABLES:
         # One retry loop only, ours: the SDK's would pay for calls that no budget has seen.
         settings = {"max_retries": 0, "timeout": TIMEOUT_S} | settings
-    own_server = provider == "openai" and {"base_url", "openai_api_base"} & settings.keys()
-    if own_server:  # else ChatOpenAI reports no usage for streamed calls
-        settings.setdefault("stream_usage", True)
-    variable = spec.key_env or (None if own_server else KEY_VARIABLES.get(provider))
-    if variable is not None:
+    if spec.provider == "huggingface" and spec.base_url is None:
+        settings["base_url"] = _HUGGING_FACE
+    if spec.base_url is not None or spec.provider == "huggingface":
+        settings.setdefault("stream_usage", True)  # else ChatOpenAI reports none for streamed calls
+    if (variable := spec.key_variable) is not None:
         if not (key := os.environ.get(variable)):
             raise MissingKeyError(spec.name, variable)
         settings["api_key"] = SecretStr(key)
-    elif own_server:  # ChatOpenAI wants one, and the user's OpenAI key is none of this server's
+    elif spec.base_url is not None:
+        # ChatOpenAI wants one, and the user's OpenAI key is none of this server's.
         settings["api_key"] = SecretStr("not-needed")
     return settings
 

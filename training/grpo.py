@@ -67,7 +67,8 @@ def rows(
 def folder(router: Router, module: Module) -> Path:
     """Where the weights of a checkpoint router's module lie; `ConfigError` for other routers."""
     part = getattr(router, module)
-    if not isinstance(part, CheckpointDecomposer | CheckpointAllocator):
+    is_trained = isinstance(part, CheckpointDecomposer | CheckpointAllocator)
+    if not is_trained or part.model.provider != "local":
         raise ConfigError(f"router {router.card.name!r} has no {module} that could be trained")
     return Path(str(part.model.model).removeprefix("local:"))
 

@@ -1,4 +1,4 @@
-"""The command line: `r2graph run`, `serve`, `eval`, `ledger`, `pool check`,
+"""The command line: `r2graph run`, `serve`, `up`, `eval`, `calibrate`, `ledger`, `pool check`,
 `trace export` and `doctor`.
 
 A command imports what it needs when it runs, so that `--help` is quick. What r2graph raises on
@@ -12,6 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from r2graph.cli.calibrate import calibrate
 from r2graph.cli.doctor import doctor
 from r2graph.cli.evaluate import evaluate
 from r2graph.cli.ledger import ledger
@@ -19,6 +20,7 @@ from r2graph.cli.pool import check
 from r2graph.cli.run import run
 from r2graph.cli.serve import serve
 from r2graph.cli.trace import export
+from r2graph.cli.up import up
 from r2graph.errors import R2Error
 
 
@@ -47,7 +49,9 @@ trace = typer.Typer(help="Get at runs as data.", no_args_is_help=True)
 
 app.command()(run)
 app.command()(serve)
+app.command()(up)
 app.command("eval")(evaluate)
+app.command()(calibrate)
 app.command()(ledger)
 app.add_typer(pool, name="pool")
 app.add_typer(trace, name="trace")

@@ -25,7 +25,7 @@ def check(
     """Call each member once with a tiny prompt: answer or error, seconds and dollars."""
     from rich.console import Console
 
-    from r2graph.errors import ConfigError, R2Error
+    from r2graph.errors import ConfigError, ModelCallError, R2Error
     from r2graph.pricing import to_dollars, to_text
 
     calls = tiny_calls(open_pool(pool))
@@ -40,7 +40,12 @@ def check(
             console.print(f"{call.spec.name}: {_ask(call)}", soft_wrap=True)
         except R2Error as error:
             failed += 1
-            console.print(f"{call.spec.name}: {type(error).__name__}: {error}", soft_wrap=True)
+            hint = ""
+            if isinstance(error, ModelCallError) and error.kind == "server" and call.spec.base_url:
+                hint = f"; `r2graph up {pool}` has its server, if it is yours"
+            console.print(
+                f"{call.spec.name}: {type(error).__name__}: {error}{hint}", soft_wrap=True
+            )
     if failed:
         raise typer.Exit(1)
 

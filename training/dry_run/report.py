@@ -13,7 +13,7 @@ from r2graph.allocate import slots_text
 from r2graph.errors import ConfigError
 from r2graph.lab.task import Task
 from r2graph.plan import render_text
-from r2graph.pool import KEY_VARIABLES, N_SLOTS
+from r2graph.pool import N_SLOTS
 from r2graph.router import MODULES
 from training.dry_run.memory import GB, Memory, estimate, fine_tuning
 from training.dry_run.reward_probe import TASK, check_columns, rewards
@@ -132,9 +132,7 @@ def missing_keys(pool: ModelPool) -> list[str]:
     """The environment variables that members need and that are not set."""
     names = []
     for spec in pool.members:
-        provider = spec.model.partition(":")[0] if isinstance(spec.model, str) else ""
-        own_server = "base_url" in spec.model_kwargs
-        variable = spec.key_env or (None if own_server else KEY_VARIABLES.get(provider))
+        variable = spec.key_variable
         if variable and not os.environ.get(variable):
             names.append(f"{variable}: the key of {spec.name}, in the environment")
     return names

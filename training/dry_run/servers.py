@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from r2graph import ModelPool
+from r2graph.servers import Server, server
 from training.dry_run.memory import shape_of
 from training.settings import Phase
 
@@ -17,20 +19,19 @@ FIRST_PORT = 8001  # of members that share a URL
 
 def pool_servers(pool: ModelPool, card_bytes: float) -> list[str]:
     """A line for each member that you serve yourself, and one for each URL that several share."""
-    served: dict[str, list[str]] = defaultdict(list)
+    served: dict[str, list[Server]] = defaultdict(list)
     for spec in pool.members:
-        url = spec.model_kwargs.get("base_url")
-        if spec.is_local and url and isinstance(spec.model, str):
-            served[str(url)].append(spec.model.partition(":")[2])
+        if spec.is_local and (wanted := server(spec)) is not None:
+            served[wanted.url].append(wanted)
     lines, port = [], FIRST_PORT
-    for url, models in served.items():
-        own = urlsplit(url).port or 80
-        if len(models) == 1:
-            lines.append(serve(models[0], own, card_bytes))
+    for url, sharing in served.items():
+        own = sharing[0].port
+        if len(sharing) == 1:
+            lines.append(line(sharing[0], card_bytes))
             continue
-        for model in models:
+        for each in sharing:
             port += port == own
-            lines.append(serve(model, port, card_bytes))
+            lines.append(line(replace(each, url=f"http://127.0.0.1:{port}/v1"), card_bytes))
             port += 1
         lines.append(
             f"# a vLLM server has one model: at {url} the pool wants a gateway that goes by name"
@@ -38,11 +39,11 @@ def pool_servers(pool: ModelPool, card_bytes: float) -> list[str]:
     return lines
 
 
-def serve(model: str, port: int, card_bytes: float) -> str:
-    """vLLM with one model, on as many cards as its 16-bit weights need."""
-    cards = _cards(model, card_bytes)
-    split = f" --tensor-parallel-size {cards}" if cards > 1 else ""
-    return f"vllm serve {shlex.quote(model)} --host 127.0.0.1 --port {port}{split}"
+def line(server: Server, card_bytes: float) -> str:
+    """The server's command, with the model on as many cards as its 16-bit weights need."""
+    cards = 1 if server.gpus else _cards(server.model, card_bytes)
+    split = ("--tensor-parallel-size", str(cards)) if cards > 1 else ()
+    return replace(server, args=(*split, *server.args)).line()
 
 
 def _cards(model: str, card_bytes: float) -> int:
