@@ -1,9 +1,10 @@
-"""`r2graph eval`: methods against each other on the lab's benchmarks."""
+"""`r2graph eval`: methods against each other on benchmarks, with any pool."""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -14,10 +15,13 @@ import typer
 from r2graph.cli.options import PoolName, Quality, RouterName, open_pool, router_for
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from r2graph.evaluation.bars import Bar
     from r2graph.evaluation.frontier import Gain, Point
     from r2graph.evaluation.outcomes import Row
     from r2graph.evaluation.run import Evaluation, Setup
+    from r2graph.evaluation.scores import Score
 
 WIDTH = 110  # of the tables in a file
 
@@ -26,17 +30,33 @@ def evaluate(
     pool: PoolName = "lab",
     router: RouterName = None,
     benchmarks: Annotated[
-        str, typer.Option(help="Comma-separated; arith-deep is one more.")
+        str,
+        typer.Option(
+            help="Comma-separated: scan-simple, scan-length, arith, geo, arith-deep; for pools of "
+            "instruction-following models also p3, scan, math, champ, csqa, musique, gsm8k, "
+            "strategyqa (docs/benchmarks.md)."
+        ),
     ] = "scan-simple,scan-length,arith,geo",
     methods: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: single-K, cot-strongest, plan-K, random, cheapest-first, "
-            "router (or rl), sft, router:PATH, each with @QUALITY or @all; oracle, or all."
+            help="Comma-separated: single-K, cot-K, cot-strongest, tot-K, datashunt, cascade, dot, "
+            "plan-K, random, cheapest-first, router (or rl), sft, router:PATH, each with @QUALITY "
+            "or @all; best-single, random:METHOD, knn, bow, threshold, oracle, or all "
+            "(docs/evaluation.md)."
         ),
     ] = "all",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Queries a benchmark [default: 2,000]")
+        int | None,
+        typer.Option(
+            min=1, help="Queries a benchmark [default: 2,000 of the lab's, 200 of the others]"
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False, help="Where the benchmarks are [default: the Hugging Face hub]"
+        ),
     ] = None,
     quality: Quality = 0.9,
     json_file: Annotated[
@@ -59,22 +79,53 @@ def evaluate(
             "--outcomes", dir_okay=False, help="Keep replies here, and ask no model again."
         ),
     ] = None,
+    scores_file: Annotated[
+        Path | None,
+        typer.Option("--scores", dir_okay=False, help="Save the literature's measures as JSON."),
+    ] = None,
+    record_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            dir_okay=False,
+            help="Keep each outcome here as it comes; a rerun goes on from there.",
+        ),
+    ] = None,
+    fit_on: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            help="The --out of an evaluation on other queries, for knn, bow and threshold "
+            "[default: the other queries of this one]",
+        ),
+    ] = None,
+    max_usd: Annotated[
+        str | None, typer.Option(help="Stop before more is spent; cached calls are free.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens that a call may generate.")] = 1024,
+    concurrency: Annotated[int, typer.Option(min=1, help="Queries at once, in each process.")] = 64,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would cost, and ask no model.")
+    ] = False,
     workers: Annotated[
         int, typer.Option(min=1, help="Processes; each takes one benchmark at a time.")
     ] = 1,
 ) -> None:
-    """Compare methods on the lab's benchmarks: accuracy, cost with and without overhead, CPU."""
+    """Compare methods on benchmarks: accuracy, cost with and without overhead, CPU."""
     from r2graph.errors import ConfigError, MissingExtraError
+    from r2graph.pricing import to_dollars
 
     try:
         from r2graph.evaluation.bars import bars
         from r2graph.evaluation.frontier import curves, gains, points
-        from r2graph.evaluation.lineup import chosen_methods
+        from r2graph.evaluation.lineup import chosen_methods, singles
         from r2graph.evaluation.outcomes import rows
         from r2graph.evaluation.run import Setup
+        from r2graph.evaluation.scores import scores
     except ModuleNotFoundError as error:
         raise MissingExtraError("r2graph eval", "eval") from error
-    for file in (json_file, bars_file, frontier_file, outcomes_file):
+    saved = (json_file, bars_file, frontier_file, scores_file, outcomes_file, record_file)
+    for file in saved:
         if file is not None and not file.parent.is_dir():
             raise ConfigError(f"{file.parent} is no directory: nothing could be saved there")
     members = open_pool(pool)
@@ -85,29 +136,42 @@ def evaluate(
         methods=tuple(chosen_methods(methods, members)),
         limit=limit,
         outcomes=outcomes_file,
+        data=data,
+        concurrency=concurrency,
+        max_tokens=max_tokens,
+        max_usd=None if max_usd is None else to_dollars(max_usd),
+        out=record_file,
+        fit_on=fit_on,
     )
-    done = _with_progress(setup, [name.strip() for name in benchmarks.split(",")], workers)
+    names = [name.strip() for name in benchmarks.split(",")]
+    if dry_run:
+        _show_estimates(setup, names)
+        return
+    done = _with_progress(setup, names, workers)
     table, verdicts = rows(done.outcomes), bars(done.outcomes)
+    measured = scores(done.outcomes, singles(members))
     found = curves(done.outcomes, quality) if frontier_file is not None else {}
-    _show(table, verdicts, gains(found, quality))
-    for file, lines in ((json_file, table), (bars_file, verdicts)):
+    _show(table, verdicts, gains(found, quality), measured)
+    for file, lines in ((json_file, table), (bars_file, verdicts), (scores_file, measured)):
         if file is not None:
             _save(file, lines)
     if frontier_file is not None:
         _save_points(frontier_file, points(found, done.outcomes))
-    if calls := done.hits + done.misses:
+    if outcomes_file is not None and (calls := done.hits + done.misses):
         typer.echo(f"{outcomes_file} knew {done.hits / calls:.1%} of {calls:,} calls", err=True)
+    if done.stopped:
+        typer.echo(f"stopped: more could have passed ${max_usd}; the rest is not done", err=True)
+        raise typer.Exit(1)
 
 
 def _with_progress(setup: Setup, names: list[str], workers: int) -> Evaluation:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    from r2graph.evaluation.run import evaluate
-    from r2graph.lab.benchmarks import SIZE
+    from r2graph.evaluation.run import evaluate, n_outcomes
 
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    total = len(names) * len(setup.methods) * (setup.limit or SIZE)
+    total = n_outcomes(setup, names)
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("loading", total=total)
 
@@ -117,24 +181,51 @@ def _with_progress(setup: Setup, names: list[str], workers: int) -> Evaluation:
         return evaluate(setup, names, advance, workers=workers)
 
 
-def _show(table: Sequence[Row], verdicts: Sequence[Bar], gained: Sequence[Gain]) -> None:
-    from rich.console import Console
+def _show(
+    table: Sequence[Row],
+    verdicts: Sequence[Bar],
+    gained: Sequence[Gain],
+    measured: Sequence[Score],
+) -> None:
+    from r2graph.evaluation.report import bar_table, gain_table, row_table, score_table
 
-    from r2graph.evaluation.report import bar_table, gain_table, row_table
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = WIDTH
+    console = _console()
     console.print(row_table(table))
     if verdicts:
         console.print(bar_table(verdicts))
     if gained:
         console.print(gain_table(gained))
+    if measured:
+        console.print(score_table(measured))
 
 
-def _save(file: Path, lines: Sequence[Row | Bar]) -> None:
-    rows = ",\n".join(json.dumps(asdict(line)) for line in lines)
+def _show_estimates(setup: Setup, names: list[str]) -> None:
+    from r2graph.evaluation.estimate import estimate
+    from r2graph.evaluation.report import estimate_table
+
+    _console().print(estimate_table(estimate(setup, names)))
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    return console
+
+
+def _save(file: Path, lines: Sequence[Row | Bar | Score]) -> None:
+    rows = ",\n".join(json.dumps(_plain(asdict(line))) for line in lines)
     file.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
+
+
+def _plain(fields: dict[str, object]) -> dict[str, object]:
+    """JSON has no NaN."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in fields.items()
+    }
 
 
 def _save_points(file: Path, found: Sequence[Point]) -> None:

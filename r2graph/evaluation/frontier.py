@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from r2graph.evaluation.compare import RESAMPLES, SEED, Interval
-from r2graph.evaluation.lineup import ELSEWHERE, PARENT, routed
+from r2graph.evaluation.lineup import ELSEWHERE, PARENT, swept
 from r2graph.evaluation.outcomes import Outcome
 
 ACCURACY, NET, POOL = range(3)
@@ -69,7 +69,7 @@ def curves(outcomes: Sequence[Outcome], quality: float) -> dict[str, Curve]:
     """
     found: dict[str, Curve] = {}
     for method, means in resampled(outcomes).items():
-        run = routed(method)
+        run = swept(method)
         family, at = (method, None) if run is None else run
         if run is not None and at is None:
             at = quality

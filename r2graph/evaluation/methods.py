@@ -7,15 +7,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Protocol, cast
+from uuid import uuid4
 
 from langchain_core.messages import HumanMessage
 
 from r2graph.allocate import AllocateContext, Allocator, Choice
-from r2graph.calls import ModelCall
-from r2graph.door import Door
-from r2graph.errors import ModelCallError, PlanError
+from r2graph.attempt import Books
+from r2graph.bill import total
+from r2graph.calls import Flow, ModelCall
+from r2graph.door import Door, adrive
+from r2graph.errors import LimitExceeded, ModelCallError, PlanError
 from r2graph.evaluation.replies import charge_cpu
 from r2graph.graph import R2Graph
+from r2graph.ledger import Budget, Ledger
 from r2graph.limits import Limits, Meter
 from r2graph.outcome_cache import OutcomeCache
 from r2graph.plan import Subtask
@@ -24,6 +28,7 @@ from r2graph.state import R2Output
 
 HOUR_S = 3600.0
 PATIENT = Limits(deadline_s=HOUR_S, call_timeout_s=HOUR_S)  # results do not hang on the machine
+LOWERED = "lowered to fit the budget"  # the reason of a choice that the budget made
 
 
 @dataclass(frozen=True)
@@ -34,29 +39,79 @@ class Answer:
     pool_usd: Decimal
     net_usd: Decimal
     calls: int
+    failed: bool = False
+    """Whether that is for models that could not be reached: it may be otherwise another time."""
 
 
 class Method(Protocol):
     """One way to answer queries."""
 
     async def answer(self, query: str) -> Answer:
-        """Answer one query; a model that fails is an outcome, not an error."""
+        """Answer one query; a model that fails is an outcome, not an error.
+
+        Raises `LimitExceeded` if the money of the whole evaluation does not reach.
+        """
 
 
-class OneCall(Method):
-    """The whole task in one call."""
+@dataclass(frozen=True)
+class Purse:
+    """What an evaluation may spend on calls, and the ledger that sees to it."""
 
-    def __init__(self, spec: ModelSpec, outcomes: OutcomeCache | None = None) -> None:
-        self.spec = spec
+    ledger: Ledger
+    budget: Budget
+
+    def books(self) -> Books:
+        """For the calls of one query."""
+        return Books(self.ledger, str(uuid4()), budget=self.budget)
+
+
+class Calling(Method):
+    """A method that makes its calls itself: a subclass writes `solve`."""
+
+    def __init__(
+        self,
+        outcomes: OutcomeCache | None = None,
+        *,
+        purse: Purse | None = None,
+        limits: Limits = PATIENT,
+    ) -> None:
         self.outcomes = outcomes
+        self.purse = purse
+        self.limits = limits
+
+    def solve(self, query: str) -> Flow[str | None]:
+        """The answer, `None` if there is none."""
+        raise NotImplementedError
 
     async def answer(self, query: str) -> Answer:
-        call = ModelCall("executor", self.spec, [HumanMessage(self.prompt(query))])
+        books = self.purse.books() if self.purse else None
+        door = Door(Meter(self.limits), outcomes=self.outcomes, books=books)
+        text, failed = None, False
         try:
-            reply = await Door(Meter(PATIENT), outcomes=self.outcomes).acall(call)
+            text = await adrive(self.solve(query), door)
         except ModelCallError:
-            return Answer(None, Decimal(0), Decimal(0), 1)
-        return Answer(self.read(reply.text), reply.cost, reply.cost, 1)
+            failed = True
+        pool_usd = total(entry for entry in door.bill if entry["role"] == "executor")
+        return Answer(text, pool_usd, total(door.bill), len(door.bill), failed)
+
+
+class OneCall(Calling):
+    """The whole task in one call."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        outcomes: OutcomeCache | None = None,
+        *,
+        purse: Purse | None = None,
+        limits: Limits = PATIENT,
+    ) -> None:
+        super().__init__(outcomes, purse=purse, limits=limits)
+        self.spec = spec
+
+    def solve(self, query: str) -> Flow[str | None]:
+        reply = yield ModelCall("executor", self.spec, [HumanMessage(self.prompt(query))])
+        return self.read(reply.text)
 
     def prompt(self, query: str) -> str:
         return query
@@ -65,8 +120,8 @@ class OneCall(Method):
         return text
 
 
-class ChainOfThought(OneCall):
-    """The model thinks first; what follows its last `answer:` counts."""
+class LabChainOfThought(OneCall):
+    """A model of the lab thinks first; what follows its last `answer:` counts."""
 
     def prompt(self, query: str) -> str:
         return f"think: {query}"
@@ -74,6 +129,19 @@ class ChainOfThought(OneCall):
     def read(self, text: str) -> str | None:
         answers = [line for line in text.splitlines() if line.startswith("answer:")]
         return answers[-1].removeprefix("answer:").strip() if answers else None
+
+
+STEP_BY_STEP = "\n\nThink step by step before you answer."
+
+
+class ChainOfThought(OneCall):
+    """Zero-shot chain of thought (Kojima et al. 2022): the model is told to think step by step.
+
+    What the answer is, the query says how to mark and its grader finds.
+    """
+
+    def prompt(self, query: str) -> str:
+        return query + STEP_BY_STEP
 
 
 class Routed(Method):
@@ -88,11 +156,19 @@ class Routed(Method):
         except (ModelCallError, PlanError) as error:
             # How it splits into pool, overhead and calls is not known: all of it counts as both.
             spent = Decimal(error.cost_usd or 0)
-            return Answer(None, spent, spent, 0)
+            return Answer(None, spent, spent, 0, isinstance(error, ModelCallError))
+        if is_cut_short(cast(R2Output, result)):
+            raise LimitExceeded("pool_budget")
         net = Decimal(result["cost_usd"])
         overhead = Decimal(result["router_cost_usd"]) + Decimal(result["verifier_cost_usd"])
         calls = sum(usage["calls"] for usage in result["usage"].values())
         return Answer(result["answer"], net - overhead, net, calls)
+
+
+def is_cut_short(result: R2Output) -> bool:
+    """Whether the money of the whole evaluation ran out, so that the result means nothing."""
+    lowered = any(choice["reason"] == LOWERED for choice in result["allocation"].values())
+    return lowered or result["stop_reason"] == "pool_budget"
 
 
 class Hindsight(Allocator):
