@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from r2graph.errors import (
     AllocationError,
+    BenchmarkFileError,
     CheckpointError,
     ConfigError,
     EmptyQueryError,
@@ -24,6 +25,7 @@ from r2graph.errors import (
     MissingKeyError,
     ModelCallError,
     ModelFileError,
+    NeedsInstructionsError,
     PlanError,
     PoolFileError,
     PromptTooLongError,
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AllocationError",
     "Allocator",
+    "BenchmarkFileError",
     "Budget",
     "ChatLocal",
     "ChatR2",
@@ -74,6 +77,7 @@ __all__ = [
     "ModelFileError",
     "ModelPool",
     "ModelSpec",
+    "NeedsInstructionsError",
     "OutcomeCache",
     "Plan",
     "PlanError",

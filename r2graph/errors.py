@@ -11,7 +11,9 @@ R2Error
 │   ├── RouterFileError             a router directory that does not read
 │   ├── ModelFileError              a local model directory that does not read
 │   ├── TraceFileError              a file of traces with a line that does not read
+│   ├── BenchmarkFileError          a benchmark's file that is missing or does not read
 │   ├── RouterMismatchError         a router asked to serve a pool it was not trained for
+│   ├── NeedsInstructionsError      a method whose prompts the pool's members do not understand
 │   ├── MissingExtraError           an optional dependency that is not installed
 │   └── SandboxUnavailable          no sandbox for code that a model wrote
 ├── QueryError (ValueError)         the query cannot be answered
@@ -102,8 +104,22 @@ class TraceFileError(ConfigError):
     """A file of traces, or one line of it, that does not read."""
 
 
+class BenchmarkFileError(ConfigError):
+    """A benchmark's file, or its data set on the hub, that is missing or does not read."""
+
+
 class RouterMismatchError(ConfigError):
     """A router asked to serve a pool whose language it was not trained for."""
+
+
+class NeedsInstructionsError(ConfigError):
+    """A method that prompts models, and a pool whose members answer what they were trained on."""
+
+    def __init__(self, method: str, pool: str) -> None:
+        super().__init__(
+            f"{method} needs models that follow instructions: those of pool {pool!r} know a "
+            "language of their own only"
+        )
 
 
 class MissingExtraError(ConfigError):
