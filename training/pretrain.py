@@ -54,7 +54,7 @@ SIZES = {
     "m7": Size(64, 192, 3, 2, 15_000, 5e-3),
     "m8": Size(96, 256, 3, 3, 8_500, 4e-3),
     "m9": Size(128, 384, 4, 4, 16_500, 3e-3),
-    "unseen": Size(40, 80, 2, 2, 60_000, 6e-3),  # of no pool: see `training/unseen.py`
+    "unseen": Size(40, 80, 2, 2, 30_000, 6e-3),  # of no pool: see `training/unseen.py`
     "planner": Size(16, 48, 3, 2, 70_000, 1e-2),
     "allocator": Size(16, 48, 3, 2, 45_000, 1e-2),
 }
