@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal, NotRequired, TypeVar
 
-from langchain_core.messages import AIMessage, BaseMessage, InvalidToolCall, ToolCall
+from langchain_core.messages import AIMessage, BaseMessage, InvalidToolCall, ToolCall, ToolMessage
 from typing_extensions import TypedDict  # pydantic, for servers' schemas, wants this one
 
 from r2graph.errors import ModelCallError
@@ -131,8 +131,11 @@ def worst_usage(call: ModelCall, max_output_tokens: int) -> Usage:
     """The most tokens that a call may take."""
     sent = sum(len(message.text.encode()) + MESSAGE_OVERHEAD_TOKENS for message in call.messages)
     for message in call.messages:
-        if isinstance(message, AIMessage) and message.tool_calls:
-            sent += len(json.dumps(message.tool_calls, default=repr))
+        if isinstance(message, AIMessage):
+            if called := [*message.tool_calls, *message.invalid_tool_calls]:
+                sent += len(json.dumps(called, default=repr))
+        elif isinstance(message, ToolMessage):
+            sent += len(message.tool_call_id.encode())
     if call.schema:
         sent += len(json.dumps(call.schema))
     if call.tools:

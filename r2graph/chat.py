@@ -333,8 +333,7 @@ class Graphs:
 
 
 def _whole(graph: R2Graph, call: Call, messages: Sequence[BaseMessage]) -> Whole:
-    run = graph.defaults.run(call.context, None)
-    return Whole(run, messages, call.tools, call.tool_choice, call.output_schema)
+    return Whole(graph.defaults.run(call.context, None), messages, call)
 
 
 def _name(model: ModelPool | str | Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from langchain_core.messages import BaseMessage, HumanMessage, ToolMessage
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf
@@ -14,6 +14,7 @@ from r2graph.errors import QueryError
 from r2graph.limits import Limits
 from r2graph.pool import ModelPool
 from r2graph.state import RunContext
+from r2graph.whole import Bound
 
 
 class Settings(BaseModel):
@@ -34,14 +35,10 @@ class Settings(BaseModel):
     """The answer ends before the first of these."""
 
 
-class Call(Settings):
+class Call(Settings, Bound):
     """One call: the settings that hold for it, and what is bound."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
-
-    tools: tuple[dict[str, Any], ...] = ()
-    tool_choice: bool | str | dict[str, Any] | None = None
-    output_schema: dict[str, Any] | None = None
 
     @property
     def context(self) -> RunContext:
@@ -66,7 +63,8 @@ def read(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     return [message.model_copy(update={"id": None}) for message in messages]
 
 
-def is_whole(call: Call, messages: Sequence[BaseMessage]) -> bool:
+def is_whole(bound: Bound, messages: Sequence[BaseMessage]) -> bool:
     """Whether a call is routed whole: what goes on after a tool's result has no query to split."""
-    bound = bool(call.tools) or call.output_schema is not None
-    return bound or (bool(messages) and isinstance(messages[-1], ToolMessage))
+    if bound.tools or bound.output_schema is not None:
+        return True
+    return bool(messages) and isinstance(messages[-1], ToolMessage)

@@ -14,6 +14,7 @@ R2Error
 │   ├── BenchmarkFileError          a benchmark's file that is missing or does not read
 │   ├── RouterMismatchError         a router asked to serve a pool it was not trained for
 │   ├── NeedsInstructionsError      a method whose prompts the pool's members do not understand
+│   ├── UnsupportedCallError        tools or a schema, and a pool of which no member takes them
 │   ├── MissingExtraError           an optional dependency that is not installed
 │   └── SandboxUnavailable          no sandbox for code that a model wrote
 ├── QueryError (ValueError)         the query cannot be answered
@@ -120,6 +121,15 @@ class NeedsInstructionsError(ConfigError):
             f"{method} needs models that follow instructions: those of pool {pool!r} know a "
             "language of their own only"
         )
+
+
+class UnsupportedCallError(ConfigError):
+    """A call with tools or a schema, and a pool of which no member takes them."""
+
+    def __init__(self, pool: str, what: Literal["tools", "schema"]) -> None:
+        does = "takes tools" if what == "tools" else "gives structured output"
+        super().__init__(f"no member of pool {pool!r} {does}: use a pool with one that does")
+        self.what = what
 
 
 class MissingExtraError(ConfigError):

@@ -9,20 +9,35 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from typing import Any, cast
 from uuid import uuid4
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage
+from pydantic import BaseModel
 
 from r2graph.attempt import Books
 from r2graph.bill import Bill, summarize
 from r2graph.calls import Flow, ModelCall, Reply
 from r2graph.door import Door, adrive, drive
-from r2graph.errors import ConfigError, LimitExceeded, ModelCallError, R2Error
+from r2graph.errors import LimitExceeded, ModelCallError, R2Error, UnsupportedCallError
 from r2graph.limits import Meter
 from r2graph.pricing import to_text
-from r2graph.state import Run, StopReason
+from r2graph.state import R2Output, Run, RunRecord, StopReason
+
+
+class Bound(BaseModel):
+    """What is bound to a call: tools that its reply may call, or the schema of the reply."""
+
+    tools: tuple[dict[str, Any], ...] = ()
+    """In OpenAI's form."""
+    tool_choice: bool | str | dict[str, Any] | None = None
+    """As in LangChain's `bind_tools`."""
+    parallel_tool_calls: bool = True
+    """Whether one reply may call several; of one that must not, the first call is taken."""
+    output_schema: dict[str, Any] | None = None
+    """A JSON schema with a title."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +54,7 @@ class Whole:
 
     run: Run
     messages: Sequence[BaseMessage]
-    tools: Sequence[Mapping[str, Any]] = ()
-    tool_choice: str | bool | Mapping[str, Any] | None = None
-    schema: Mapping[str, Any] | None = None
+    bound: Bound
     run_id: str = field(default_factory=lambda: str(uuid4()))
 
     def __post_init__(self) -> None:
@@ -57,8 +70,13 @@ class Whole:
             books=books,
         )
 
+    @property
+    def spent(self) -> Decimal:
+        """Dollars so far."""
+        return self._door.meter.spent
+
     def ask(self) -> Outcome:
-        """Raises `ModelCallError`, `LimitExceeded` if there is no reply, `ConfigError`."""
+        """Raises `ModelCallError`, `LimitExceeded` if there is no reply, `UnsupportedCallError`."""
         with self._accounted():
             return drive(self.route(), self._door)
 
@@ -77,12 +95,12 @@ class Whole:
                 "executor",
                 spec,
                 self.messages,
-                schema=self.schema,
-                tools=self.tools,
-                tool_choice=self.tool_choice,
+                schema=self.bound.output_schema,
+                tools=self.bound.tools,
+                tool_choice=self.bound.tool_choice,
             )
             try:
-                last = yield call
+                last = self._allowed((yield call))
             except ModelCallError as error:
                 errors.append(error)
                 continue
@@ -99,6 +117,47 @@ class Whole:
             raise next((e for e in errors if e.kind != "bad_request"), errors[-1])
         return Outcome(last, "attempts")
 
+    def _allowed(self, reply: Reply) -> Reply:
+        """The reply, with as many calls as it may have: no chat model can be relied on for that."""
+        if self.bound.parallel_tool_calls:
+            return reply
+        calls, invalid = reply.tool_calls[:1], reply.invalid_tool_calls[:1]
+        return replace(reply, tool_calls=calls, invalid_tool_calls=() if calls else invalid)
+
+    def result(self, outcome: Outcome) -> R2Output:
+        """What comes of it in the form of a graph's result: without plan and steps.
+
+        The last message has the tool calls.
+        """
+        run, reply = self.run, outcome.reply
+        message = AIMessage(
+            reply.text,
+            tool_calls=list(reply.tool_calls),
+            invalid_tool_calls=list(reply.invalid_tool_calls),
+            response_metadata={"finish_reason": "length"} if reply.truncated else {},
+        )
+        asked = (each.text for each in reversed(self.messages) if isinstance(each, HumanMessage))
+        record = RunRecord(
+            run_id=self.run_id,
+            query=next(asked, ""),
+            pool=run.pool.name,
+            members=list(run.pool.names),
+            quality=run.quality,
+            router=None,
+            rounds=0,
+        )
+        return R2Output(
+            answer=reply.text,
+            messages=cast(list[AnyMessage], [*self.messages, message]),
+            plan={},
+            allocation={},
+            steps={},
+            stop_reason=outcome.stop,
+            run_id=self.run_id,
+            run=record,
+            **self.bill(reply),
+        )
+
     def bill(self, reply: Reply) -> Bill:
         """What it cost; on the strongest member the reply would have cost its counterfactual."""
         bill = summarize(self._door.bill, {})
@@ -113,17 +172,15 @@ class Whole:
         except R2Error as error:
             if isinstance(error, ModelCallError) and not self._door.bill:
                 error = self._unable(error)
-            error.cost_usd = to_text(self._door.meter.spent)
+            error.cost_usd = to_text(self.spent)
             raise error from None
 
     def _unable(self, error: ModelCallError) -> R2Error:
         """Nobody was asked: if that was not for being down, they all cannot."""
         if error.kind != "bad_request":
             return error
-        what = "gives structured output" if self.schema is not None else "takes tools"
-        return ConfigError(
-            f"no member of pool {self.run.pool.name!r} {what}: use a pool with one that does"
-        )
+        has_schema = self.bound.output_schema is not None
+        return UnsupportedCallError(self.run.pool.name, "schema" if has_schema else "tools")
 
 
 def fault(reply: Reply, call: ModelCall) -> str | None:

@@ -217,13 +217,15 @@ def provided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def served() -> Iterator[str]:
-    """The URL of the lab, as `r2graph serve --pool lab` serves it."""
+@pytest.fixture
+def served(provided: None) -> Iterator[str]:
+    """A URL of what `r2graph serve` serves with the options that the page names, and of the lab."""
+    mine = create_r2_graph(EXAMPLES / "three_ways/pool.yaml", budget_usd="0.05")
     pool = load_pool("lab")
     for spec in pool.members:
         spec.chat.get_num_tokens("")  # as the command does: to load torch takes long
-    with serving(create_app(create_r2_graph(pool, router="lab"))) as server:
+    graphs = {"mine": mine, "lab": create_r2_graph(pool, router="lab")}
+    with serving(create_app(graphs)) as server:
         yield server.url
 
 
@@ -274,13 +276,16 @@ def test_the_page_shows_what_the_third_way_prints(
     assert capsys.readouterr().out == printed("with_serve")
 
 
-def test_the_page_shows_how_the_server_refuses_tools(served: str) -> None:
+def test_the_page_shows_what_the_lab_answers_and_what_it_refuses(served: str) -> None:
     @tool
     def calculate(a: int) -> int:
         """Not to be called."""
         return a
 
-    model = ChatOpenAI(model="lab", base_url=f"{served}/v1", api_key="none")  # type: ignore[arg-type]
-    with pytest.raises(Exception, match="tools is not supported") as refused:
+    url = f"{served}/v1"
+    [line] = [line for block in shown("python") for line in block.splitlines() if "# 117" in line]
+    assert eval(line, {"ChatOpenAI": ChatOpenAI, "url": url}) == "117"
+    model = ChatOpenAI(model="lab", base_url=url, api_key="none")  # type: ignore[arg-type]
+    with pytest.raises(Exception, match="no member of pool 'lab' takes tools") as refused:
         create_agent(model, [calculate]).invoke({"messages": [("user", "1 + 1")]})
     assert f"{refused.value}\n" in shown("text")

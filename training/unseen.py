@@ -1,5 +1,6 @@
 """A router on pools that it was not trained on, through the slot mapping: the lab's pool less each
-pair of its members, and with a member of a size that training never saw.
+pair of its members, and with a member of a size that training never saw, beside its neighbours or
+in the place of one. (Of ten members one has no slot: only a failed check leads to it.)
 
     python -m training.unseen --outcomes runs/outcomes.sqlite --add runs/lab/between
 
@@ -87,7 +88,14 @@ def main() -> None:
         task for name in given.benchmarks.split(",") for task in benchmarks.tasks(name, given.limit)
     ]
     pools = [("all nine", lab)]
-    pools += [(f"and {folder.name}", added(lab, folder)) for folder in given.add]
+    for folder in given.add:
+        more = added(lab, folder)
+        rank = more.rank(folder.name)
+        pools.append((f"and {folder.name}", more))
+        pools += [
+            (f"{folder.name} in place of {name}", more.without(name))
+            for name in (more.names[rank - 2], more.names[rank])
+        ]
     pools += [(f"less {a}, {b}", lab.without(a, b)) for a, b in combinations(lab.names, 2)]
     print("| pool | router, % right | net | strongest, % right | net | saved |")
     print("|---|---|---|---|---|---|")

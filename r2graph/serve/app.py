@@ -78,7 +78,7 @@ def _add_chat(app: FastAPI, served: Served, runs: Runs, max_body_bytes: int) -> 
     async def complete(request: Request) -> Response:
         asked = read_chat(await read_body(request, max_body_bytes))
         choice = served.choose(asked.model, asked.quality, asked.budget_usd)
-        order = Order(choice, asked.said)
+        order = Order(choice, asked.said, asked.bound)
         running = runs.start(order, request.receive)
         if not asked.stream:
             return await _whole(running, asked.model)

@@ -26,7 +26,8 @@ class Metrics:
         self._cancelled = self._counter("cancelled", "Runs whose client had gone.", "model")
         self._usd = self._counter(
             "cost_usd",
-            "Dollars; of cancelled runs the attempts that had ended, which is less than they cost.",
+            "Dollars; of cancelled runs the attempts that had ended, which is less than they cost; "
+            "of cancelled calls with tools or a schema the most that they can have.",
             "model",
         )
         self._estimate = self._counter(

@@ -10,17 +10,27 @@ import json
 import re
 import time
 from decimal import Decimal
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
+from uuid import uuid4
 
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from langchain_core.messages import AIMessage, BaseMessage
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
 from r2graph.errors import first_fault
 from r2graph.pricing import to_text
+from r2graph.serve.conversation import (
+    Conversation,
+    Given,
+    NamedTool,
+    ResponseFormat,
+    Tool,
+    ToolChoice,
+)
 from r2graph.serve.refusals import Refusal
 from r2graph.state import R2Output
+from r2graph.whole import Bound
 
 ANY = object()  # a value that changes nothing here, whatever it is
 _PASSED: dict[str, tuple[object, ...]] = {
@@ -32,9 +42,6 @@ _PASSED: dict[str, tuple[object, ...]] = {
     "logit_bias": ({},),
     "logprobs": (False,),
     "stop": ([],),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (ANY,),
     "functions": ([],),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
@@ -48,7 +55,6 @@ _PASSED: dict[str, tuple[object, ...]] = {
 _HINTS = {
     "max_tokens": "; a run is bounded by budget_usd",
     "max_completion_tokens": "; a run is bounded by budget_usd",
-    "tools": ": no tool is called here",
 }
 _PLAIN = re.compile(r"[A-Za-z0-9_.]{1,60}")
 
@@ -57,46 +63,19 @@ Dollars = Annotated[Decimal, Field(ge=0, allow_inf_nan=False, max_digits=24)]
 Read = TypeVar("Read", bound=BaseModel)
 
 
-class _Given(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class TextPart(_Given):
-    type: Literal["text"]
-    text: str
-
-
-class Message(_Given):
-    """A message of a conversation in text."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-
-    @property
-    def read(self) -> BaseMessage:
-        """The message as the graph takes it."""
-        text = self.content
-        if not isinstance(text, str):
-            text = "".join(part.text for part in text)
-        match self.role:
-            case "user":
-                return HumanMessage(text)
-            case "assistant":
-                return AIMessage(text)
-            case _:
-                return SystemMessage(text)
-
-
-class StreamOptions(_Given):
+class StreamOptions(Given):
     include_usage: bool = False
 
 
-class ChatRequest(_Given):
+class ChatRequest(Given):
     """The body of a request for a chat completion."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Conversation
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     quality: Quality | None = None
@@ -106,8 +85,21 @@ class ChatRequest(_Given):
     def said(self) -> list[BaseMessage]:
         return [message.read for message in self.messages]
 
+    @property
+    def bound(self) -> Bound:
+        """What keeps the call whole, in LangChain's words, which all members understand."""
+        asked, choice = self.response_format, self.tool_choice
+        words = {"none": None, "auto": None, "required": "any"}
+        tools = [tool.model_dump(exclude_none=True) for tool in self.tools]
+        return Bound(
+            tools=tuple(tools if choice != "none" else ()),
+            tool_choice=choice.function.name if isinstance(choice, NamedTool) else words[choice],
+            parallel_tool_calls=self.parallel_tool_calls,
+            output_schema=asked and asked.json_schema.titled,
+        )
 
-class RunRequest(_Given):
+
+class RunRequest(Given):
     """The body of a request for a run that is watched."""
 
     model: str
@@ -126,8 +118,12 @@ def read_chat(body: bytes) -> ChatRequest:
     if isinstance(messages := fields.get("messages"), list):
         fields["messages"] = [_without_nulls(message) for message in messages]
     request = _validated(ChatRequest, fields)
-    if request.messages[-1].role != "user":
-        raise Refusal(400, "the last message must be the user's", "invalid_value", param="messages")
+    if (choice := request.tool_choice) not in ("none", "auto"):
+        names = [tool.function.name for tool in request.tools]
+        if not names or (isinstance(choice, NamedTool) and choice.function.name not in names):
+            raise _invalid("tool_choice", "tool_choice asks for a tool that tools has not")
+    if request.bound.tools and request.response_format is not None:
+        raise _invalid("response_format", "with tools there can be no response_format")
     return request
 
 
@@ -170,6 +166,10 @@ def _unsupported(name: str) -> Refusal:
         "unsupported_parameter",
         param=name if shown == name else None,
     )
+
+
+def _invalid(param: str, message: str) -> Refusal:
+    return Refusal(400, message, "invalid_value", param=param)
 
 
 def _validated(kind: type[Read], fields: dict[str, Any]) -> Read:
@@ -227,12 +227,36 @@ def usage(result: R2Output) -> dict[str, int]:
 def finish_reason(result: R2Output) -> str:
     """`length`: a limit cut the run short, and the answer is what there was by then."""
     ended = result["stop_reason"] in ("verified", "unverified", "attempts", "rounds")
-    return "stop" if ended else "length"
+    last = result["messages"][-1]
+    if not ended or last.response_metadata.get("finish_reason") == "length":
+        return "length"
+    return "tool_calls" if tool_calls(result) else "stop"
+
+
+def tool_calls(result: R2Output) -> list[dict[str, Any]]:
+    """The tools that the client is to call; arguments that do not parse are as the model wrote."""
+    last = result["messages"][-1]
+    if not isinstance(last, AIMessage):  # there is no answer
+        return []
+    return [
+        {
+            "id": call["id"] or f"call_{uuid4().hex}",
+            "type": "function",
+            "function": {"name": call["name"], "arguments": _arguments(call["args"])},
+        }
+        for call in [*last.tool_calls, *last.invalid_tool_calls]
+    ]
+
+
+def _arguments(args: dict[str, Any] | str | None) -> str:
+    return args if isinstance(args, str) else json.dumps(args or {}, ensure_ascii=False)
 
 
 def completion(model: str, result: R2Output) -> dict[str, Any]:
     """The body of a response."""
-    message = {"role": "assistant", "content": result["answer"], "refusal": None}
+    message: dict[str, Any] = {"role": "assistant", "content": result["answer"], "refusal": None}
+    if calls := tool_calls(result):
+        message |= {"content": result["answer"] or None, "tool_calls": calls}
     choice = {
         "index": 0,
         "message": message,
@@ -269,6 +293,9 @@ class Chunks:
         """The answer and all after it; the last chunk has `r2`, and `usage` if it is asked for."""
         r2 = about(result)
         events = self._chunk({"content": result["answer"]}, None)
+        if calls := tool_calls(result):
+            numbered = [{"index": index} | call for index, call in enumerate(calls)]
+            events += self._chunk({"tool_calls": numbered}, None)
         if self._include_usage:
             events += self._chunk({}, finish_reason(result))
             events += sse(self._head | {"choices": [], "usage": usage(result), "r2": r2})
@@ -276,7 +303,7 @@ class Chunks:
             events += self._chunk({}, finish_reason(result), r2=r2)
         return events + "data: [DONE]\n\n"
 
-    def _chunk(self, delta: dict[str, str], reason: str | None, **more: Any) -> str:
+    def _chunk(self, delta: dict[str, Any], reason: str | None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
         body: dict[str, Any] = self._head | {"choices": [choice]}
         if self._include_usage:

@@ -23,6 +23,7 @@ from r2graph.errors import (
     PromptTooLongError,
     QueryError,
     R2Error,
+    UnsupportedCallError,
     UnsupportedQueryError,
 )
 
@@ -121,6 +122,9 @@ def _refusal(error: R2Error) -> Refusal:
             return Refusal(400, str(error), "unsupported_query", param="messages")
         case QueryError():
             return Refusal(400, str(error), "invalid_query", param="messages")
+        case UnsupportedCallError():
+            param = "tools" if error.what == "tools" else "response_format"
+            return Refusal(400, str(error), "unsupported_parameter", param=param)
         case ModelCallError():
             status = _OF_CALLS.get(error.kind, 502)
             return Refusal(status, str(error), f"model_{error.kind}", kind="server_error")

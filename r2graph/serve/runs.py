@@ -16,12 +16,15 @@ from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
 from starlette.types import Receive
 
+from r2graph.chat_call import is_whole
 from r2graph.errors import AllocationError, LimitName, PlanError, QueryError, R2Error
 from r2graph.serve.gate import Gate
 from r2graph.serve.metrics import Metrics
+from r2graph.serve.openai_api import tool_calls
 from r2graph.serve.refusals import Refusal, beyond, refusal, unforeseen
 from r2graph.serve.served import Choice
 from r2graph.state import R2Output
+from r2graph.whole import Bound, Whole
 
 PULSE_S = 15.0  # proxies close connections on which nothing moves
 LIMITS: frozenset[str] = frozenset({"budget", "pool_budget", "deadline", "calls"})
@@ -53,6 +56,7 @@ class Order:
 
     choice: Choice
     messages: Sequence[BaseMessage]
+    bound: Bound = field(default_factory=Bound)
     run_id: str = field(default_factory=lambda: str(uuid4()))
 
 
@@ -111,6 +115,8 @@ class Runs:
             raise failed from None
 
     def _stream(self, order: Order) -> AsyncIterator[tuple[str, Any]]:
+        if is_whole(order.bound, order.messages):
+            return self._whole(order)
         config = cast(RunnableConfig, {"run_id": order.run_id})
         return order.choice.graph.astream(
             {"messages": list(order.messages)},
@@ -119,6 +125,16 @@ class Runs:
             stream_mode=["custom", "values"],
         )
 
+    async def _whole(self, order: Order) -> AsyncIterator[tuple[str, Any]]:
+        """A call that is not split: what a stream of the graph would end with."""
+        run = order.choice.graph.defaults.run(order.choice.context, None)
+        whole = Whole(run, order.messages, order.bound, order.run_id)
+        try:
+            yield "values", whole.result(await whole.aask())
+        except asyncio.CancelledError:
+            self._metrics.spent(order.choice.name, whole.spent)
+            raise
+
     def _ended(self, order: Order, output: R2Output, seconds: float) -> Result:
         self._metrics.ended(order.choice.name, output, seconds)
         log.info(
@@ -126,7 +142,7 @@ class Runs:
             *(order.run_id, order.choice.name, output["stop_reason"], output["cost_usd"], seconds),
         )
         stop = output["stop_reason"]
-        if not output["answer"] and stop in LIMITS:
+        if not output["answer"] and not tool_calls(output) and stop in LIMITS:
             failed = beyond(cast(LimitName, stop))
             failed.cost_usd, failed.run_id = output["cost_usd"], order.run_id
             raise failed
