@@ -91,6 +91,14 @@ def evaluate(
             help="Keep each outcome here as it comes; a rerun goes on from there.",
         ),
     ] = None,
+    report_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            file_okay=False,
+            help="Write a report here: report.html, report.md, CSV and PNG; it has examples.",
+        ),
+    ] = None,
     fit_on: Annotated[
         Path | None,
         typer.Option(
@@ -122,9 +130,21 @@ def evaluate(
         from r2graph.evaluation.outcomes import rows
         from r2graph.evaluation.run import Setup
         from r2graph.evaluation.scores import scores
+
+        if report_dir is not None:
+            from r2graph.evaluation.findings import findings
+            from r2graph.evaluation.written import write_report
     except ModuleNotFoundError as error:
         raise MissingExtraError("r2graph eval", "eval") from error
-    saved = (json_file, bars_file, frontier_file, scores_file, outcomes_file, record_file)
+    saved = (
+        json_file,
+        bars_file,
+        frontier_file,
+        scores_file,
+        outcomes_file,
+        record_file,
+        report_dir,
+    )
     for file in saved:
         if file is not None and not file.parent.is_dir():
             raise ConfigError(f"{file.parent} is no directory: nothing could be saved there")
@@ -142,6 +162,7 @@ def evaluate(
         max_usd=None if max_usd is None else to_dollars(max_usd),
         out=record_file,
         fit_on=fit_on,
+        detailed=report_dir is not None,
     )
     names = [name.strip() for name in benchmarks.split(",")]
     if dry_run:
@@ -157,6 +178,10 @@ def evaluate(
             _save(file, lines)
     if frontier_file is not None:
         _save_points(frontier_file, points(found, done.outcomes))
+    if report_dir is not None and done.outcomes:
+        report_dir.mkdir(exist_ok=True)
+        write_report(report_dir, findings(setup, done.outcomes, stopped=done.stopped))
+        typer.echo(f"the report is {report_dir / 'report.html'}", err=True)
     if outcomes_file is not None and (calls := done.hits + done.misses):
         typer.echo(f"{outcomes_file} knew {done.hits / calls:.1%} of {calls:,} calls", err=True)
     if done.stopped:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Protocol, cast
 from uuid import uuid4
@@ -14,7 +14,7 @@ from langchain_core.messages import HumanMessage
 from r2graph.allocate import AllocateContext, Allocator, Choice
 from r2graph.attempt import Books
 from r2graph.bill import total
-from r2graph.calls import Flow, ModelCall
+from r2graph.calls import Entry, Flow, ModelCall
 from r2graph.door import Door, adrive
 from r2graph.errors import LimitExceeded, ModelCallError, PlanError
 from r2graph.evaluation.replies import charge_cpu
@@ -29,6 +29,7 @@ from r2graph.state import R2Output
 HOUR_S = 3600.0
 PATIENT = Limits(deadline_s=HOUR_S, call_timeout_s=HOUR_S)  # results do not hang on the machine
 LOWERED = "lowered to fit the budget"  # the reason of a choice that the budget made
+_RESULT = tuple(R2Output.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Answer:
     calls: int
     failed: bool = False
     """Whether that is for models that could not be reached: it may be otherwise another time."""
+    bill: Sequence[Entry] = field(default=(), compare=False, repr=False)
+    """Its calls, where a run did not fail."""
+    result: R2Output | None = field(default=None, compare=False, repr=False)
+    """Of the graph, where one was run."""
 
 
 class Method(Protocol):
@@ -92,7 +97,7 @@ class Calling(Method):
         except ModelCallError:
             failed = True
         pool_usd = total(entry for entry in door.bill if entry["role"] == "executor")
-        return Answer(text, pool_usd, total(door.bill), len(door.bill), failed)
+        return Answer(text, pool_usd, total(door.bill), len(door.bill), failed, door.bill)
 
 
 class OneCall(Calling):
@@ -152,7 +157,7 @@ class Routed(Method):
 
     async def answer(self, query: str) -> Answer:
         try:
-            result = await self.graph.ainvoke({"query": query})
+            result = await self.graph.ainvoke({"query": query}, output_keys=[*_RESULT, "bill"])
         except (ModelCallError, PlanError) as error:
             # How it splits into pool, overhead and calls is not known: all of it counts as both.
             spent = Decimal(error.cost_usd or 0)
@@ -162,7 +167,14 @@ class Routed(Method):
         net = Decimal(result["cost_usd"])
         overhead = Decimal(result["router_cost_usd"]) + Decimal(result["verifier_cost_usd"])
         calls = sum(usage["calls"] for usage in result["usage"].values())
-        return Answer(result["answer"], net - overhead, net, calls)
+        return Answer(
+            result["answer"],
+            net - overhead,
+            net,
+            calls,
+            bill=result["bill"],
+            result=cast(R2Output, result),
+        )
 
 
 def is_cut_short(result: R2Output) -> bool:

@@ -8,8 +8,47 @@ from decimal import Decimal
 from itertools import groupby
 from math import sqrt
 from statistics import fmean
+from typing import Any, Literal, NamedTuple
 
 _Z = 1.959964  # of a 95 % interval
+
+Purpose = Literal["step", "failed attempt", "router", "verifier"]
+Went = Literal["right", "wrong", "unplanned", "unknown"]
+"""`unplanned`: right outputs are known, and no right plan asks for such a step."""
+
+
+class Paid(NamedTuple):
+    """What the calls of one model for one purpose cost; a failed attempt's output was not used."""
+
+    purpose: Purpose
+    member: str
+    """Empty where a run failed and what it cost cannot be told apart."""
+    calls: int
+    usd: str
+
+
+class Tried(NamedTuple):
+    """An attempt of a step of the last plan, or of the whole query."""
+
+    step: str
+    task: str
+    """A digest of what was asked: the same of different methods."""
+    member: str
+    went: Went
+    ok: bool | None
+    """What its check said."""
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What a report tells of an outcome; but for the example it holds no text."""
+
+    paid: tuple[Paid, ...]
+    tried: tuple[Tried, ...] = ()
+    stop: str | None = None
+    """A run's stop reason, or `plan` or `unreachable` if it failed for that."""
+    example: dict[str, Any] | None = None
+    """Of a few outcomes, the trace of the run and the right answer."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +68,7 @@ class Outcome:
     net_usd: Decimal
     calls: int
     cpu_s: float
+    detail: Detail | None = None
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from r2graph.errors import ConfigError
-from r2graph.evaluation.outcomes import Outcome
+from r2graph.evaluation.outcomes import Detail, Outcome, Paid, Tried
 from r2graph.pricing import to_text
 
 FORMAT = 1
+_LISTS = ((Paid, "paid"), (Tried, "tried"))
 Key = tuple[str, str, str]
 """Benchmark, method and query."""
 
@@ -99,7 +100,14 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 def _outcome(line: dict[str, Any]) -> Outcome:
     money = {name: Decimal(line[name]) for name in ("pool_usd", "net_usd")}
-    return Outcome(**line | money)
+    return Outcome(**line | money | {"detail": _detail(line.get("detail"))})
+
+
+def _detail(fields: dict[str, Any] | None) -> Detail | None:
+    if fields is None:
+        return None
+    paid, tried = (tuple(map(kind._make, fields[name])) for kind, name in _LISTS)
+    return Detail(**fields | {"paid": paid, "tried": tried})
 
 
 def complete(outcomes: Iterable[Outcome], methods: Collection[str]) -> list[Outcome]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -21,6 +22,7 @@ from r2graph.benchmarks.catalogue import SIZE
 from r2graph.benchmarks.question import stated
 from r2graph.decompose import CheckpointDecomposer
 from r2graph.errors import ConfigError, LimitExceeded
+from r2graph.evaluation.detail import detail, example, kind
 from r2graph.evaluation.lineup import (
     ELSEWHERE,
     OWN,
@@ -30,8 +32,8 @@ from r2graph.evaluation.lineup import (
     routed,
     singles,
 )
-from r2graph.evaluation.methods import Method, Purse
-from r2graph.evaluation.outcomes import Outcome
+from r2graph.evaluation.methods import Answer, Method, Purse
+from r2graph.evaluation.outcomes import Detail, Outcome
 from r2graph.evaluation.query_routers import (
     QueryRouters,
     hangs_on_another,
@@ -54,6 +56,7 @@ from r2graph.pricing import to_text
 from r2graph.router import Router, load_parent, load_router
 
 CONCURRENCY = 64  # queries at once: as many as a local model takes into one batch
+EXAMPLES = 4  # of each kind, method and benchmark, whose text is kept
 FORM = "\n\nEnd with a line `answer: …` that holds the answer alone."  # the lab's queries have none
 
 Asked = Task | Question
@@ -84,6 +87,8 @@ class Setup:
     """The file of a `Record`."""
     fit_on: Path | None = None
     """Such a file of an earlier evaluation, for methods that learn from outcomes."""
+    detailed: bool = False
+    """Whether outcomes should have the detail that a report tells."""
     ledger: Path | None = None
     """Where processes see to it that `max_usd` is kept."""
 
@@ -231,11 +236,12 @@ def run_benchmark(setup: Setup, name: str, on_done: OnDone) -> Evaluation:
         if setup.ledger is not None and setup.max_usd is not None:
             ledger = stack.enter_context(Ledger(setup.ledger, keep=False))
             purse = Purse(ledger, Budget(usd=setup.max_usd))
+        known = benchmarks.right_outputs(tasks)
         lineup = Lineup(
             record_pool(pool),
             router,
             setup.quality,
-            benchmarks.right_outputs(tasks),
+            known,
             cache,
             other_routers(setup),
             purse,
@@ -243,7 +249,13 @@ def run_benchmark(setup: Setup, name: str, on_done: OnDone) -> Evaluation:
         )
         methods = {method: lineup.method(method) for method in calling(setup)}
         run = Running(
-            name, methods, on_done, purse=purse, record=record, concurrency=setup.concurrency
+            name,
+            methods,
+            on_done,
+            purse=purse,
+            record=record,
+            concurrency=setup.concurrency,
+            known=known if setup.detailed else None,
         )
         done = asyncio.run(run.all(asked))
     hits, misses = (cache.hits, cache.misses) if cache else (0, 0)
@@ -273,7 +285,8 @@ async def run_methods(
 
 class Running:
     """Methods on the queries of a benchmark: what is on record is not done again, and nothing is
-    begun once the money has run out.
+    begun once the money has run out. With the right outputs that are `known`, be it none, outcomes
+    have their detail.
     """
 
     def __init__(
@@ -285,6 +298,7 @@ class Running:
         purse: Purse | None = None,
         record: Record | None = None,
         concurrency: int = CONCURRENCY,
+        known: Mapping[str, str] | None = None,
     ) -> None:
         self.benchmark = benchmark
         self.methods = methods
@@ -292,7 +306,9 @@ class Running:
         self.purse = purse
         self.record = record
         self.concurrency = concurrency
+        self.known = known
         self.stopped = False
+        self._examples: Counter[tuple[str, str]] = Counter()
         self._gate = asyncio.Semaphore(concurrency)
 
     async def all(self, tasks: Sequence[Asked]) -> list[Outcome]:
@@ -327,19 +343,32 @@ class Running:
     async def _run(self, name: str, method: Method, task: Asked) -> Outcome:
         with charge_cpu() as cpu:
             answer = await method.answer(task.query)
+        right = await _is_right(task, answer.text)
         outcome = Outcome(
             benchmark=self.benchmark,
             method=name,
             query=task.query,
-            right=await _is_right(task, answer.text),
+            right=right,
             pool_usd=answer.pool_usd,
             net_usd=answer.net_usd,
             calls=answer.calls,
             cpu_s=cpu.seconds,
+            detail=self._detail(name, task, answer, right),
         )
         if self.record is not None and not answer.failed:
             self.record.add(outcome)
         return outcome
+
+    def _detail(self, name: str, task: Asked, answer: Answer, right: bool) -> Detail | None:
+        if self.known is None:
+            return None
+        found = detail(answer, task.query, right=right, known=self.known)
+        shown = kind(answer, right=right)
+        if shown is None or self._examples[name, shown] == EXAMPLES:
+            return found
+        self._examples[name, shown] += 1
+        expected = task.answer if isinstance(task, Task) else task.gold
+        return replace(found, example=example(answer, right, expected))
 
 
 async def _is_right(task: Asked, answer: str | None) -> bool:
