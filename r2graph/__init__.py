@@ -37,6 +37,7 @@ from r2graph.errors import (
     TraceFileError,
     UnknownModelError,
     UnknownPriceError,
+    UnsupportedCallError,
     UnsupportedQueryError,
 )
 
@@ -94,6 +95,7 @@ __all__ = [
     "TraceFileError",
     "UnknownModelError",
     "UnknownPriceError",
+    "UnsupportedCallError",
     "UnsupportedQueryError",
     "Usage",
     "Verifier",

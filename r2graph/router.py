@@ -5,6 +5,8 @@ decomposer/     a causal language model in Hugging Face format
 allocator/      another one
 
 A module that a server has need not lie here: the card then says under `served` how it is asked.
+An allocator that reads features of a step's text has no language model; its decomposer may be a
+prompt, or none.
 """
 
 from __future__ import annotations
@@ -18,11 +20,24 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from r2graph.allocate import QUALITY_LEVELS, Allocator, CheckpointAllocator
-from r2graph.decompose import CheckpointDecomposer, Decomposer
+from r2graph.decompose import (
+    CheckpointDecomposer,
+    Decomposer,
+    PromptedDecomposer,
+    SingleDecomposer,
+)
 from r2graph.errors import ConfigError, RouterFileError, RouterMismatchError, first_fault
+from r2graph.feature_allocator import FeatureAllocator
 from r2graph.pool import N_SLOTS, ModelPool, ModelSpec
 from r2graph.pricing import Price
-from r2graph.verify import AllOf, ConfidenceVerifier, FormatVerifier, Verifier
+from r2graph.verify import (
+    AllOf,
+    AnyOf,
+    ConfidenceVerifier,
+    FormatVerifier,
+    JudgeVerifier,
+    Verifier,
+)
 
 CARD = "router.yaml"
 MODULES = ("decomposer", "allocator")
@@ -61,6 +76,10 @@ class RouterCard(BaseModel):
     data_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Of the training data."""
     prices: Prices
+    decomposer: Literal["checkpoint", "prompted", "single"] = "checkpoint"
+    allocator: Literal["checkpoint", "features"] = "checkpoint"
+    members: tuple[str, ...] | None = None
+    """Those it was fitted to, of which a pool must have one; `None`: it serves any."""
     served: dict[Literal["decomposer", "allocator"], dict[str, Any]] | None = None
     """Modules that a server has, each as a pool's member: `model`, `model_kwargs` and so on."""
     confidence_thresholds: (
@@ -91,6 +110,11 @@ class Router:
                 f"router {self.card.name!r} speaks {self.card.language!r} and pool {pool.name!r} "
                 f"{pool.language!r}: leave the router out, or use a pool of its language"
             )
+        if self.card.members is not None and not {*self.card.members} & {*pool.names}:
+            raise RouterMismatchError(
+                f"router {self.card.name!r} knows no member of pool {pool.name!r}, but "
+                f"{', '.join(self.card.members)}: name members alike, or fit a router to this pool"
+            )
 
 
 def reader(language: str) -> Callable[[str], str]:
@@ -113,15 +137,7 @@ def load_router(source: str | Path) -> Router:
     """
     folder = _folder(source)
     card = _card(folder, source)
-    prices = card.prices
-    decomposer = _module(folder, card, "decomposer", prices.decomposer)
-    allocator = _module(folder, card, "allocator", prices.allocator)
-    return Router(
-        CheckpointDecomposer(decomposer),
-        CheckpointAllocator(allocator, n_slots=card.n_slots),
-        _verifier(card),
-        card,
-    )
+    return Router(_decomposer(folder, card), _allocator(folder, card), _verifier(card), card)
 
 
 def load_parent(source: str | Path) -> Router:
@@ -158,6 +174,21 @@ def _card(folder: Path, source: str | Path) -> RouterCard:
         raise RouterFileError(f"{CARD} of router {str(source)!r}: {first_fault(error)}") from None
 
 
+def _decomposer(folder: Path, card: RouterCard) -> Decomposer:
+    if card.decomposer == "single":
+        return SingleDecomposer()
+    if card.decomposer == "prompted":
+        return PromptedDecomposer()
+    return CheckpointDecomposer(_module(folder, card, "decomposer", card.prices.decomposer))
+
+
+def _allocator(folder: Path, card: RouterCard) -> Allocator:
+    if card.allocator == "features":
+        return FeatureAllocator(folder / "allocator")
+    model = _module(folder, card, "allocator", card.prices.allocator)
+    return CheckpointAllocator(model, n_slots=card.n_slots)
+
+
 def _module(
     folder: Path, card: RouterCard, module: Literal["decomposer", "allocator"], price: Price
 ) -> ModelSpec:
@@ -176,6 +207,9 @@ def _module(
 
 
 def _verifier(card: RouterCard) -> Verifier:
-    if card.confidence_thresholds is None:
-        return FormatVerifier()
-    return AllOf(FormatVerifier(), ConfidenceVerifier(card.confidence_thresholds))
+    if card.confidence_thresholds is not None:
+        return AllOf(FormatVerifier(), ConfidenceVerifier(card.confidence_thresholds))
+    if card.allocator == "features" and card.language == "any":  # as without a router
+        sure = ConfidenceVerifier(-0.05, refuses=False)
+        return AllOf(FormatVerifier(), AnyOf(sure, JudgeVerifier()))
+    return FormatVerifier()

@@ -6,15 +6,17 @@ import sys
 
 import pytest
 
-from benchmarks import allocation, dataflow, orchestration, rewards
+from benchmarks import allocation, calibrate, dataflow, orchestration, replay, rewards
 
 
 @pytest.mark.parametrize(
     ("script", "options", "shown"),
     [
         (allocation, ["--repeats", "2"], "multiple"),
+        (calibrate, ["--draws", "2", "--sizes", "50"], "naive broken"),
         (orchestration, ["--runs", "2"], "with a ledger"),
         (dataflow, ["--plans", "2"], "critical path"),
+        (replay, ["--queries", "20"], "a CPU second"),
         (rewards, ["--batches", "1", "--prompts", "2", "--generations", "2"], "remembered"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import csv
 import re
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from r2graph.cli import app
 from r2graph.evaluation.causes import Causes
 from r2graph.evaluation.findings import Findings, findings
 from r2graph.evaluation.outcomes import Detail, Outcome, Tried
 from r2graph.evaluation.record import read_outcomes
-from r2graph.evaluation.run import Evaluation, Setup, evaluate
+from r2graph.evaluation.run import EXAMPLES, Evaluation, Setup, evaluate
 from r2graph.evaluation.written import write_report
 from r2graph.pool import ModelPool
+from tests import chromium
 from tests.fakes import FakeChat, pool_of
 from tests.test_evaluation_baselines import instructed, write
 
@@ -26,12 +30,30 @@ METHODS = ("single-1", "single-2", "plan-1", "cheapest-first", "router", "cascad
 HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
 FENCE = "```"
 HENS = "Ann has {} hens"
+QUESTION = "{} and buys one. How many now?"
 N = 6
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    return questions(tmp_path / "data", "{} and buys one. How many now?")
+    return questions(tmp_path / "data", QUESTION)
+
+
+@dataclass(frozen=True)
+class Report:
+    setup: Setup
+    done: Evaluation
+    found: Findings
+    folder: Path
+
+    def read(self, name: str) -> str:
+        return (self.folder / name).read_text()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    folder = tmp_path_factory.mktemp("farm")
+    return report(folder / "report", setup_of(questions(folder / "data", QUESTION)))
 
 
 def questions(folder: Path, text: str) -> Path:
@@ -66,12 +88,12 @@ def run(setup: Setup) -> Evaluation:
     return evaluate(setup, ["gsm8k"], lambda *_: None)
 
 
-def report(folder: Path, setup: Setup) -> tuple[Evaluation, Findings]:
+def report(folder: Path, setup: Setup) -> Report:
     done = run(setup)
     found = findings(setup, done.outcomes)
     folder.mkdir()
     write_report(folder, found)
-    return done, found
+    return Report(setup, done, found, folder)
 
 
 class Page(HTMLParser):
@@ -134,75 +156,110 @@ def test_a_page_is_whole_asks_for_nothing_and_takes_no_text_for_markup(
     assert not [name for _, attributes in page.elements for name in attributes if name[:2] == "on"]
 
 
-def test_names_are_not_taken_for_markup_either(data: Path, tmp_path: Path) -> None:
-    setup = setup_of(data)
-    done = run(setup)
-    hostile = [replace(o, method=f"router:{HOSTILE}{o.method}") for o in done.outcomes]
-    write_report(tmp_path, findings(setup, hostile))
+def test_names_are_not_taken_for_markup_either(written: Report, tmp_path: Path) -> None:
+    outcomes = [replace(o, method=f"router:{HOSTILE}{o.method}") for o in written.done.outcomes]
+    write_report(tmp_path, findings(written.setup, outcomes))
     page = Page((tmp_path / "report.html").read_text())
     assert f"router:{HOSTILE}single-1" in page.text
     assert not {name for name, _ in page.elements} & {"script", "img"}
-    assert "<img" not in re.sub(
-        r"\\<|```+text.*?\n```+", "", (tmp_path / "report.md").read_text(), flags=re.DOTALL
-    )
+    assert "<" not in outside((tmp_path / "report.md").read_text()).replace("\\<", "")
 
 
-def test_text_in_markdown_stays_in_its_block(data: Path, tmp_path: Path) -> None:
-    report(tmp_path / "report", setup_of(data))
-    text = (tmp_path / "report" / "report.md").read_text()
+def outside(markdown: str) -> str:
+    """What is in no block of code."""
+    return re.sub(r"^(`{3,})text\n.*?^\1$", "", markdown, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_text_in_markdown_stays_in_its_block(written: Report) -> None:
+    text = written.read("report.md")
     assert HOSTILE in text
-    outside = re.sub(r"^(`{3,})text\n.*?^\1$", "", text, flags=re.DOTALL | re.MULTILINE)
-    assert "<" not in outside
+    assert "<" not in outside(text)
 
 
-def test_numbers_are_those_of_the_outcomes(data: Path, tmp_path: Path) -> None:
-    done, found = report(tmp_path / "report", setup_of(data))
-    for line in table(tmp_path / "report" / "rows.csv"):
-        some = [o for o in done.outcomes if o.method == line["method"]]
-        assert int(line["n"]) == len(some) == N
-        assert float(line["accuracy"]) == pytest.approx(sum(o.right for o in some) / N)
+@pytest.mark.skipif(chromium.find() is None, reason="there is no Chromium on the PATH")
+def test_a_browser_shows_the_page_without_a_request_or_a_complaint(
+    written: Report, tmp_path: Path
+) -> None:
+    with chromium.browsing(tmp_path / "profile") as page:
+        address = (written.folder / "report.html").as_uri()
+        for width, scheme in ((1280, "light"), (390, "dark")):
+            page.look(width, 800, scheme, phone=width == 390)
+            page.open(address)
+            assert page.value("document.documentElement.scrollWidth") == width
+            assert page.value("document.title") == "r2graph evaluation: fakes"
+        assert set(page.requests) == {address}
+        assert page.complaints == []
+
+
+def test_numbers_are_those_of_the_outcomes(written: Report) -> None:
+    outcomes = written.done.outcomes
+    rows, money = (table(written.folder / name) for name in ("rows.csv", "money.csv"))
+    assert [row["method"] for row in rows] == list(METHODS)
+    for row in rows:
+        some = [o for o in outcomes if o.method == row["method"]]
+        assert int(row["n"]) == len(some) == N
+        assert float(row["accuracy"]) == pytest.approx(sum(o.right for o in some) / N)
         cost = float(sum(o.net_usd for o in some) / N)
-        assert float(line["net_cost_usd"]) == pytest.approx(cost)
-        paid = [
-            m for m in table(tmp_path / "report" / "money.csv") if m["method"] == line["method"]
-        ]
-        assert sum(float(m["usd"]) for m in paid) == pytest.approx(cost)
-        assert sum(float(m["calls"]) for m in paid) == pytest.approx(float(line["calls"]))
-    standings = {each.method: each for each in found.standings}
-    assert found.best == standings["single-2"]
-    small, best = standings["single-1"], standings["single-2"]
+        assert float(row["net_cost_usd"]) == pytest.approx(cost)
+        paid = [line for line in money if line["method"] == row["method"]]
+        assert sum(float(line["usd"]) for line in paid) == pytest.approx(cost)
+        assert sum(float(line["calls"]) for line in paid) == pytest.approx(float(row["calls"]))
+    assert {failures.method: failures.wrong for failures in written.found.failures} == {
+        name: sum(not o.right for o in outcomes if o.method == name) for name in METHODS
+    }
+
+
+def test_the_page_says_what_is_saved_against_the_best_single_member(written: Report) -> None:
+    standings = {each.method: each for each in written.found.standings}
+    small, best, router = (standings[name] for name in ("single-1", "single-2", "router"))
+    assert written.found.best == best
+    assert (best.accuracy.value, small.accuracy.value) == pytest.approx((5 / N, 2 / N))
     assert small.saved is not None
     assert small.saved.value == pytest.approx(1 - small.net_usd.value / best.net_usd.value)
     assert small.gained is not None
     assert small.gained.value == pytest.approx(-3 / N)
-    page = Page((tmp_path / "report" / "report.html").read_text())
-    assert f"router is right on {standings['router'].accuracy.value:.1%}" in page.text
-    assert {failures.method: failures.wrong for failures in found.failures} == {
-        name: sum(not o.right for o in done.outcomes if o.method == name) for name in METHODS
+    assert (
+        f"router is right on {router.accuracy.value:.1%}" in Page(written.read("report.html")).text
+    )
+
+
+def test_an_output_that_was_not_used_is_a_failed_attempt(written: Report) -> None:
+    paid = {
+        (line.purpose, line.member): line.calls
+        for line in written.found.spent
+        if line.method == "cascade"
     }
+    expected = {("step", "m2"): 1, ("failed attempt", "m1"): 1, ("verifier", "m1"): 1}
+    assert paid == pytest.approx(expected)
 
 
-def test_the_picture_is_a_picture(data: Path, tmp_path: Path) -> None:
-    report(tmp_path / "report", setup_of(data))
-    content = (tmp_path / "report" / "frontier.png").read_bytes()
+def test_the_picture_is_a_picture(written: Report) -> None:
+    content = (written.folder / "frontier.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     width, height = (int.from_bytes(content[at : at + 4]) for at in (16, 20))
     assert (width, height) > (1000, 500)
 
 
-def test_examples_are_right_escalated_and_wrong_runs_with_their_bills(
-    data: Path, tmp_path: Path
-) -> None:
-    _, found = report(tmp_path / "report", setup_of(data))
-    assert found.headline.method == "router"
-    kinds = [example.kind for example in found.examples]
-    assert set(kinds) <= {"right", "escalated", "wrong"}
-    assert "wrong" in kinds
-    for example in found.examples:
-        total = sum((Decimal(str(line.usd)) for line in example.paid), Decimal(0))
+def test_examples_are_runs_with_their_bills(written: Report) -> None:
+    assert written.found.headline.method == "router"
+    assert [example.kind for example in written.found.examples] == [
+        "escalated",
+        "escalated",
+        "wrong",
+    ]
+    for example in written.found.examples:
+        total = sum(Decimal(str(line.usd)) for line in example.paid)
         assert float(total) == pytest.approx(float(example.trace.cost_usd))
         assert example.trace.right == (example.kind != "wrong")
         assert (example.cause is not None) == (example.kind == "wrong")
+
+
+def test_there_are_but_a_few_examples_of_each_kind(written: Report) -> None:
+    kept = Counter(
+        (o.method, o.right) for o in written.done.outcomes if o.detail and o.detail.example
+    )
+    assert max(kept.values()) == EXAMPLES
+    assert not {method for method, _ in kept} & {"single-1", "single-2"}
 
 
 def test_a_resumed_evaluation_has_the_whole_report(data: Path, tmp_path: Path) -> None:
@@ -211,17 +268,18 @@ def test_a_resumed_evaluation_has_the_whole_report(data: Path, tmp_path: Path) -
     whole, again = run(setup), run(setup)
     assert again.outcomes == whole.outcomes
     assert findings(setup, again.outcomes) == findings(setup, whole.outcomes)
-    assert {o.detail for o in first.outcomes if o.detail is None} == set()
+    assert {o.query for o in first.outcomes} < {o.query for o in whole.outcomes}
 
 
 def test_outcomes_on_record_without_detail_are_told(data: Path, tmp_path: Path) -> None:
     setup = setup_of(data, out=tmp_path / "out.jsonl")
     run(replace(setup, detailed=False))
     assert all(o.detail is None for o in read_outcomes(tmp_path / "out.jsonl"))
-    _, found = report(tmp_path / "report", setup)
-    assert found.undetailed == len(METHODS) * N
-    assert {f.causes["unknown"] == f.wrong for f in found.failures} == {True}
-    assert "on record without detail" in (tmp_path / "report" / "report.html").read_text()
+    later = report(tmp_path / "report", setup)
+    assert later.found.undetailed == len(METHODS) * N
+    assert all(f.causes["unknown"] == f.wrong for f in later.found.failures)
+    for name in ("report.html", "report.md"):
+        assert "on record without detail" in later.read(name)
 
 
 def test_a_record_of_before_there_was_detail_is_read(tmp_path: Path) -> None:
@@ -282,3 +340,32 @@ def test_a_cause_is_that_of_the_first_step_that_is_wrong(outcome: Outcome, cause
 def test_what_is_known_of_one_benchmark_says_nothing_of_another() -> None:
     outcome = replace(wrong(step("m1", "wrong")), benchmark="geo")
     assert Causes([ABLE, outcome], ["m1", "m2"]).of(outcome) == "execution"
+
+
+# The command
+
+
+def test_the_command_reports_on_the_lab_and_says_why_answers_are_wrong(tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    options = ["--benchmarks", "geo", "--methods", "plan-1,plan-9,router", "--limit", "3"]
+    done = CliRunner().invoke(app, ["eval", *options, "--report", str(out)])
+    assert done.exit_code == 0, done.output
+    assert str(out / "report.html") in done.stderr
+    files = {"report.html", "report.md", "rows.csv", "money.csv", "frontier.png"}
+    assert {file.name for file in out.iterdir()} == files
+    page = Page((out / "report.html").read_text())
+    assert "router, by model" in page.text
+    assert "lab-decomposer" in page.text
+    rows = {(row["benchmark"], row["method"]): row for row in table(out / "rows.csv")}
+    assert len(rows) == 3
+    [line] = re.findall(r"^\| plan-1 \| (\d+) \| (.*) \|$", (out / "report.md").read_text(), re.M)
+    wrong, causes = int(line[0]), [int(count) for count in line[1].split(" | ")]
+    shares = [1 - float(row["accuracy"]) for (_, name), row in rows.items() if name == "plan-1"]
+    assert wrong == sum(causes) == round(3 * sum(shares))
+    assert causes[1] > 0  # of allocation: what the weakest gets wrong the strongest gets right
+
+
+def test_a_report_that_cannot_be_saved_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["eval", "--report", str(tmp_path / "no" / "report")])
+    assert done.exit_code == 2
+    assert "is no directory" in done.stderr

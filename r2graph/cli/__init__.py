@@ -1,5 +1,5 @@
-"""The command line: `r2graph run`, `serve`, `up`, `eval`, `calibrate`, `ledger`, `pool check`,
-`trace export` and `doctor`.
+"""The command line: `r2graph run`, `serve`, `up`, `eval`, `fit`, `calibrate`, `ledger`,
+`pool check`, `trace export` and `doctor`.
 
 A command imports what it needs when it runs, so that `--help` is quick. What r2graph raises on
 purpose ends in one line on standard error and exit code 2; checks that fail end in exit code 1.
@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from r2graph.cli.calibrate import calibrate
 from r2graph.cli.doctor import doctor
 from r2graph.cli.evaluate import evaluate
+from r2graph.cli.fit import fit
 from r2graph.cli.ledger import ledger
 from r2graph.cli.pool import check
 from r2graph.cli.run import run
@@ -51,6 +52,7 @@ app.command()(run)
 app.command()(serve)
 app.command()(up)
 app.command("eval")(evaluate)
+app.command()(fit)
 app.command()(calibrate)
 app.command()(ledger)
 app.add_typer(pool, name="pool")

@@ -60,7 +60,7 @@ def calibrate(
     records = read(files, router)
     if target_cost is None:
         share = 0.95 if target_quality is None else target_quality
-        rivals = list(records.singles) if against is None else against.split(",")
+        rivals = records.singles if against is None else against.replace(" ", "").split(",")
         found = for_quality(records, share, rivals, delta)
     elif max_usd is None:
         raise ConfigError(
@@ -120,5 +120,5 @@ def _wanting(test: LevelTest) -> str:
     """What a level that failed would need."""
     if test.enough is None:
         return f"quality {test.quality:g} misses it on these queries, and more are of no use"
-    more = max(1, test.enough - test.n)
-    return f"about {more:,} more queries like these could, at quality {test.quality:g}"
+    more = f"about {test.enough - test.n:,}" if test.enough > test.n else "a few"
+    return f"{more} more queries like these could, at quality {test.quality:g}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from r2graph.cli.options import PoolName, Quality, RouterName, open_pool, router_for
+from r2graph.cli.replay import evaluate_replay
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,6 +92,16 @@ def evaluate(
             help="Keep each outcome here as it comes; a rerun goes on from there.",
         ),
     ] = None,
+    replay: Annotated[
+        str | None,
+        typer.Option(
+            help="Judge a router on recorded outcomes instead: routellm-gsm8k or llmrouter, in "
+            "--data (docs/replay.md)."
+        ),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Of a replay, how often folds are drawn anew.")
+    ] = 20,
     report_dir: Annotated[
         Path | None,
         typer.Option(
@@ -120,6 +131,9 @@ def evaluate(
     ] = 1,
 ) -> None:
     """Compare methods on benchmarks: accuracy, cost with and without overhead, CPU."""
+    if replay is not None:
+        evaluate_replay(replay, data, json_file, repeats)
+        return
     from r2graph.errors import ConfigError, MissingExtraError
     from r2graph.pricing import to_dollars
 

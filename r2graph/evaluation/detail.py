@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from hashlib import sha256
+from typing import Literal
 
 from r2graph.bill import total
 from r2graph.calls import ROUTER_ROLES, Entry
@@ -20,8 +21,8 @@ from r2graph.trace import trace
 
 DIGEST = 12  # hexadecimal digits: a few tasks in a million would share one
 
-Kind = str
-"""Of an example: `wrong`, `escalated` or `right`."""
+Kind = Literal["right", "escalated", "wrong"]
+"""Of an example; `right` is without a failed attempt."""
 
 
 def detail(answer: Answer, query: str, *, right: bool, known: Mapping[str, str]) -> Detail:
@@ -67,12 +68,12 @@ def kind(answer: Answer, *, right: bool) -> Kind | None:
     return "escalated" if climbed else "right"
 
 
-def example(answer: Answer, right: bool, expected: object) -> dict[str, object]:
-    """Trace and right answer, as JSON."""
+def example(answer: Answer, kind: Kind, expected: object) -> dict[str, object]:
+    """Kind, trace and right answer, as JSON."""
     assert answer.result is not None
     shown = expected if isinstance(expected, str) else json.dumps(expected, ensure_ascii=False)
-    traced = trace(answer.result, right=right).model_dump(mode="json")
-    return {"trace": traced, "expected": shown}
+    traced = trace(answer.result, right=kind != "wrong").model_dump(mode="json")
+    return {"kind": kind, "trace": traced, "expected": shown}
 
 
 def _used(step: StepRecord) -> AttemptRecord | None:

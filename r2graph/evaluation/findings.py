@@ -222,18 +222,15 @@ def _thrift(example: Example) -> Decimal:
 def _example(outcome: Outcome, causes: Causes, members: Sequence[str]) -> Example:
     assert outcome.detail is not None
     assert outcome.detail.example is not None
-    trace = Trace.model_validate(outcome.detail.example["trace"])
-    climbed = any(len(step.attempts) > 1 for step in trace.steps)
-    kind = "wrong" if not outcome.right else "escalated" if climbed else "right"
     paid = [
         Spent(outcome.method, line.purpose, line.member, line.calls, float(line.usd))
         for line in outcome.detail.paid
     ]
     return Example(
-        kind=kind,
+        kind=outcome.detail.example["kind"],
         benchmark=outcome.benchmark,
         method=outcome.method,
-        trace=trace,
+        trace=Trace.model_validate(outcome.detail.example["trace"]),
         expected=outcome.detail.example["expected"],
         cause=None if outcome.right else causes.of(outcome),
         paid=sorted(paid, key=_place([outcome.method], members)),

@@ -48,7 +48,7 @@ class Detail:
     stop: str | None = None
     """A run's stop reason, or `plan` or `unreachable` if it failed for that."""
     example: dict[str, Any] | None = None
-    """Of a few outcomes, the trace of the run and the right answer."""
+    """Of a few outcomes, what they are examples of, the trace of the run and the right answer."""
 
 
 @dataclass(frozen=True)

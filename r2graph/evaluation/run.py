@@ -368,7 +368,7 @@ class Running:
             return found
         self._examples[name, shown] += 1
         expected = task.answer if isinstance(task, Task) else task.gold
-        return replace(found, example=example(answer, right, expected))
+        return replace(found, example=example(answer, shown, expected))
 
 
 async def _is_right(task: Asked, answer: str | None) -> bool:
