@@ -256,7 +256,7 @@ def test_the_page_shows_all_that_changes(at: int) -> None:
 
 def test_the_page_shows_what_the_app_prints(run: Run, provided: None) -> None:
     assert run("three_ways/app.py") == printed("app")
-    excerpt = next(block for block in shown("python") if "create_agent" in block)
+    excerpt = next(block for block in shown("py") if "create_agent" in block)
     assert excerpt in (EXAMPLES / "three_ways/app.py").read_text()
     assert shown("yaml") == [(EXAMPLES / "three_ways/pool.yaml").read_text()]
 
@@ -283,7 +283,7 @@ def test_the_page_shows_what_the_lab_answers_and_what_it_refuses(served: str) ->
         return a
 
     url = f"{served}/v1"
-    [line] = [line for block in shown("python") for line in block.splitlines() if "# 117" in line]
+    [line] = [line for block in shown("py") for line in block.splitlines() if "# 117" in line]
     assert eval(line, {"ChatOpenAI": ChatOpenAI, "url": url}) == "117"
     model = ChatOpenAI(model="lab", base_url=url, api_key="none")  # type: ignore[arg-type]
     with pytest.raises(Exception, match="no member of pool 'lab' takes tools") as refused:
