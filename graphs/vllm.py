@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphs.environment import LEDGER, POOL_BUDGET
 from r2graph import create_r2_graph
 
-graph = create_r2_graph("vllm", name="vllm")
+graph = create_r2_graph("vllm", ledger=LEDGER, pool_budget=POOL_BUDGET, name="vllm")

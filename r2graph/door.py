@@ -214,6 +214,7 @@ class Door:
     def _tried(self, attempt: Attempt, billed: set[int]) -> Acts[Reply | Failure | None]:
         """Send the call once; `None` if another process has."""
         call = attempt.call
+        yield from self._share()
         attempt.leave = self._health.admit(call.spec.name)
         if attempt.leave is None:
             return Failure("unavailable")
@@ -236,6 +237,11 @@ class Door:
         except Exception as error:  # noqa: BLE001 - a message may hold anything
             return (yield from self._failed(attempt, error))
         return (yield from self._accepted(attempt, response, answer.usage_metadata is not None))
+
+    def _share(self) -> Acts[None]:
+        """Exchange with other processes which members rest, if that is due."""
+        if self._books is not None and self._health.is_due():
+            yield Write(partial(self._books.ledger.share, self._health))
 
     def _abandon(self, attempt: Attempt) -> None:
         """Give back what a call holds that was not sent, or whose answer nobody waits for.
@@ -269,6 +275,7 @@ class Door:
         self._settle(attempt, usage, cost, ok=True, estimated=not counted)
         if attempt.page is not None:
             yield Write(partial(attempt.page.reply, attempt.number, cost, response))
+            yield from self._share()
         if self._outcomes is not None and counted:
             call.spec.identify()  # its files may have changed before they were loaded
             self._outcomes.put(self._key(call), response)
@@ -290,6 +297,7 @@ class Door:
             self._settle(attempt, usage, cost, ok=False, estimated=cost > 0)
         if attempt.page is not None:
             yield Write(partial(attempt.page.fail, attempt.number, cost, kind))
+            yield from self._share()
         if isinstance(error, ConfigError):
             raise error
         if kind == "timeout" and self.meter.left_s <= 0:

@@ -304,7 +304,7 @@ class Defaults:
         pool = self.pool if context.pool is None else self._named(context.pool)
         return Run(
             pool=pool,
-            health=self.health.setdefault(pool.name, Health(pool.names)),
+            health=self._health(pool),
             quality=self.quality if context.quality is None else context.quality,
             budget=self.budget if context.budget_usd is None else context.budget_usd,
             limits=limits,
@@ -314,6 +314,11 @@ class Defaults:
             gate=BoundedSemaphore(max_concurrency) if max_concurrency else None,
             agate=asyncio.Semaphore(max_concurrency) if max_concurrency else None,
         )
+
+    def _health(self, pool: ModelPool) -> Health:
+        if pool.name not in self.health:
+            self.health.setdefault(pool.name, Health.of(pool))  # another thread may have been first
+        return self.health[pool.name]
 
     def _named(self, name: str) -> ModelPool:
         if name not in self.pools:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sqlite3
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from threading import Barrier
 
 import pytest
@@ -14,10 +17,19 @@ from r2graph.breaker import (
     REST_S,
     RETRY_BURST,
     RETRY_SHARE,
+    SHARE_S,
     WINDOW_S,
     Health,
     Pass,
 )
+from r2graph.errors import LedgerError
+from r2graph.ledger import Ledger
+from r2graph.pool import ModelPool
+from tests.fakes import ProviderError, echo, pool_of, scripted
+from tests.postgres import new_schema, postgres_server
+from tests.serving import graph_of
+
+__all__ = ["postgres_server"]  # a fixture
 
 
 class Clock:
@@ -290,3 +302,242 @@ def test_threads_together_open_a_breaker_once(health: Health, clock: Clock) -> N
     assert health._breakers["a"].in_a_row == 400
     clock.now += REST_S
     assert health.admit("a")
+
+
+# Processes that share a ledger
+
+
+class Replica:
+    """What one process knows of the members, and its ledger."""
+
+    def __init__(self, source: str | Path, members: tuple[str, ...] = ("a", "b", "c")) -> None:
+        self.ledger = Ledger(source)
+        self.clock = Clock()
+        self.health = Health(members, self.clock)
+
+    def share(self) -> None:
+        self.ledger.share(self.health)
+
+    def open(self, *members: str) -> bool:
+        return all(self.health.is_open(member) for member in members)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return str(tmp_path / "ledger.sqlite")
+    server: str = request.getfixturevalue("postgres_server")
+    return new_schema(server)
+
+
+@pytest.fixture
+def replicas(source: str) -> Iterator[tuple[Replica, Replica]]:
+    pair = Replica(source), Replica(source)
+    yield pair
+    for each in pair:
+        each.ledger.close()
+
+
+def test_what_one_process_finds_down_another_leaves_alone_as_long(
+    replicas: tuple[Replica, Replica],
+) -> None:
+    one, other = replicas
+    opened(one.health)
+    assert not other.open("a")
+    one.share()
+    other.share()
+    assert other.health.admit("a") is None
+    assert not other.open("b")
+    other.clock.now += REST_S - 1
+    assert other.health.admit("a") is None
+    other.clock.now += 2
+    assert leave(other.health).is_probe
+
+
+def test_an_answer_to_any_process_ends_the_rest_for_all(
+    replicas: tuple[Replica, Replica],
+) -> None:
+    one, other = replicas
+    opened(one.health)
+    one.share()
+    other.share()
+    other.clock.now += REST_S + 1
+    other.health.succeed(leave(other.health))
+    other.share()
+    assert one.open("a")
+    one.share()
+    assert not one.open("a")
+    end(one.health, [False] * (FAILURES_IN_A_ROW - 1))
+    assert not one.open("a")  # what failed before the rest is forgotten
+
+
+def test_a_failed_probe_of_one_makes_the_rest_of_all_longer(
+    replicas: tuple[Replica, Replica],
+) -> None:
+    one, other = replicas
+    opened(one.health)
+    one.share()
+    other.share()
+    for each in replicas:
+        each.clock.now += REST_S + 1
+    one.health.fail(leave(one.health))
+    one.share()
+    other.share()
+    assert other.health.admit("a") is None
+    other.clock.now += REST_S + 5
+    assert other.health.admit("a") is None
+    other.clock.now += REST_S
+    other.health.fail(leave(other.health))
+    other.clock.now += 3 * REST_S - 1
+    assert other.health.admit("a") is None  # it goes on counting where the first one was
+
+
+def test_the_rest_of_a_process_that_died_ends_by_itself(source: str) -> None:
+    one = Replica(source)
+    opened(one.health)
+    one.share()
+    one.ledger.close()
+    other = Replica(source)
+    other.share()
+    assert other.open("a")
+    other.clock.now += REST_S + 1
+    assert leave(other.health).is_probe
+    other.ledger.close()
+
+
+def test_the_last_healthy_member_is_left_alone_on_nobody_s_word(source: str) -> None:
+    one, other = Replica(source), Replica(source, ("a", "b"))
+    opened(one.health, "a")
+    opened(one.health, "b")
+    one.share()
+    other.share()
+    assert other.open("a")
+    assert not other.open("b")
+    for each in one, other:
+        each.ledger.close()
+
+
+def test_a_process_that_gets_answers_believes_them_and_not_others(
+    replicas: tuple[Replica, Replica],
+) -> None:
+    one, other = replicas
+    opened(one.health)  # its key is wrong, perhaps
+    one.share()
+    other.clock.now += 0.5
+    other.health.succeed(leave(other.health))
+    other.share()
+    assert not other.open("a")
+    opened(other.health)  # it goes by what it finds itself
+    assert other.open("a")
+
+
+def test_calls_on_their_way_when_another_found_a_member_down_do_not_speak_for_it(
+    replicas: tuple[Replica, Replica],
+) -> None:
+    one, other = replicas
+    sent = leave(other.health)
+    opened(one.health)
+    one.share()
+    other.share()
+    other.health.succeed(sent)
+    assert other.open("a")
+
+
+def test_what_is_found_while_others_are_told_is_told_the_next_time(
+    replicas: tuple[Replica, Replica],
+) -> None:
+    one, other = replicas
+    before = one.health.findings()
+    opened(one.health)
+    one.share()
+    one.health.adopt(before, {})  # an exchange that began earlier and ends later
+    assert one.open("a")
+    one.clock.now += REST_S + 1
+    before = one.health.findings()
+    one.health.succeed(leave(one.health))
+    one.health.adopt(before, {})
+    other.share()
+    assert other.open("a")
+    one.share()
+    other.share()
+    assert not other.open("a")
+
+
+def test_an_exchange_is_due_once_a_second_and_at_once_after_a_finding(
+    health: Health, clock: Clock
+) -> None:
+    assert [health.is_due(), health.is_due()] == [True, False]
+    clock.now += SHARE_S
+    assert [health.is_due(), health.is_due()] == [True, False]
+    opened(health)
+    assert [health.is_due(), health.is_due()] == [True, False]
+    clock.now += REST_S
+    health.is_due()
+    health.succeed(leave(health))
+    assert [health.is_due(), health.is_due()] == [True, False]
+    assert not Health(()).is_due()  # there is nobody to speak of
+
+
+def test_an_exchange_that_fails_is_made_up_for(tmp_path: Path) -> None:
+    one, other = Replica(tmp_path / "ledger"), Replica(tmp_path / "ledger")
+    opened(one.health)
+    broken = Ledger(tmp_path / "ledger")
+    broken.close()
+    broken.share(one.health)
+    with pytest.raises(LedgerError):
+        broken.lines()
+    assert one.open("a")
+    one.share()
+    other.share()
+    assert other.open("a")
+    for each in one, other:
+        each.ledger.close()
+
+
+def test_a_ledger_from_before_there_were_rests_gets_them(tmp_path: Path) -> None:
+    Ledger(tmp_path / "ledger").close()
+    with closing(sqlite3.connect(tmp_path / "ledger")) as file:
+        file.execute("DROP TABLE r2graph_rests")
+    one, other = Replica(tmp_path / "ledger"), Replica(tmp_path / "ledger")
+    opened(one.health)
+    one.share()
+    other.share()
+    assert other.open("a")
+    for each in one, other:
+        each.ledger.close()
+
+
+def test_members_are_known_by_pool_name_and_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def names(name: str = "mine", url: str = "http://gpu:8000/v1", model: str = "m") -> set[str]:
+        price = {"input_per_mtok": 1, "output_per_mtok": 1}
+        kwargs = {"base_url": url}
+        members = [
+            {"name": each, "model": f"openai:{model}", "model_kwargs": kwargs, "price": price}
+            for each in ("a", "b")
+        ]
+        pool = ModelPool.model_validate({"name": name, "members": members})
+        return set(Health.of(pool).names.values())
+
+    assert names() == names()
+    others = [names("yours"), names(url="http://gpu:8001/v1"), names(model="n")]
+    local = names(url="http://127.0.0.1:8000/v1")
+    assert all(not names() & each for each in [*others, local])
+    monkeypatch.setattr("platform.node", lambda: "elsewhere")
+    assert names() == names()
+    assert not local & names(url="http://127.0.0.1:8000/v1")  # it is another machine's
+    assert len(Health.of(pool_of(echo(), scripted("a"))).names) == 2
+
+
+@pytest.mark.parametrize("sharing", [True, False])
+def test_graphs_tell_each_other_with_the_call_that_opens_a_breaker(
+    sharing: bool, tmp_path: Path
+) -> None:
+    down, up = scripted(ProviderError(401)), echo()
+    with Ledger(tmp_path / "one") as first, Ledger(tmp_path / ("one" if sharing else "b")) as other:
+        for ledger in (first, other):
+            graph = graph_of(pool_of(down, up), "s1: one", ledger=ledger)
+            before = len(down.calls)
+            for _ in range(FAILURES_IN_A_ROW):
+                assert graph.invoke({"query": "q"})["steps"]["s1"]["member"] == "m2"
+            again = 0 if sharing and ledger is other else FAILURES_IN_A_ROW
+            assert len(down.calls) - before == again

@@ -7,10 +7,13 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +26,15 @@ from langgraph.types import Command
 from langgraph_sdk import get_sync_client
 from langgraph_sdk.client import SyncLangGraphClient
 
-from r2graph import create_r2_graph
+from r2graph import Ledger, create_r2_graph
 from r2graph.errors import MissingKeyError
 from r2graph.limits import Limits
 from tests.chat_fakes import openai_server
 from tests.fakes import echo, pool_of
+from tests.postgres import new_schema, postgres_server
 from tests.serving import until
+
+__all__ = ["postgres_server"]  # a fixture
 
 ROOT = Path(__file__).parent.parent
 GRAPHS = ["lab", "openai", "review", "vllm"]
@@ -69,25 +75,42 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
     It has a key, which must be in nothing that it has written in the end.
     """
-    folder = tmp_path_factory.mktemp("studio")
-    shutil.copy(ROOT / "langgraph.json", folder)
+    folder = copied(tmp_path_factory.mktemp("studio"))
+    with openai_server() as provider, running(folder, provider) as server:
+        yield server
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".pckl" for path in written)
+    assert not [path for path in written if CANARY.encode() in path.read_bytes()]
+
+
+def copied(folder: Path) -> Path:
+    """What the server reads."""
+    for name in ("langgraph.json", "langgraph.postgres.json"):
+        shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "graphs", folder / "graphs", ignore=shutil.ignore_patterns("__py*"))
-    with openai_server() as provider, (folder / "log").open("w") as log:
-        url, process = started(folder, provider, log)
+    return folder
+
+
+@contextmanager
+def running(
+    folder: Path, provider: str, *options: str, end: int = signal.SIGTERM, **variables: str
+) -> Iterator[Server]:
+    """`langgraph dev`, ended by a signal."""
+    with (folder / "log").open("a") as log:
+        url, process = started(folder, provider, log, *options, **variables)
         try:
             until(lambda: process.poll() is not None or is_up(url), seconds=60)
             assert process.poll() is None, (folder / "log").read_text()
             with get_sync_client(url=url, api_key=None) as client:
                 yield Server(url, client)
         finally:
-            process.terminate()
+            process.send_signal(end)
             process.wait(20)
-    written = [path for path in folder.rglob("*") if path.is_file()]
-    assert any(path.suffix == ".pckl" for path in written)
-    assert not [path for path in written if CANARY.encode() in path.read_bytes()]
 
 
-def started(folder: Path, provider: str, log: Any) -> tuple[str, subprocess.Popen[bytes]]:
+def started(
+    folder: Path, provider: str, log: Any, *options: str, **variables: str
+) -> tuple[str, subprocess.Popen[bytes]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {
@@ -102,10 +125,11 @@ def started(folder: Path, provider: str, log: Any) -> tuple[str, subprocess.Pope
         "OPENAI_API_KEY": CANARY,
         "OPENAI_BASE_URL": provider,
         "VLLM_BASE_URL": provider,
+        **variables,
     }
     langgraph = Path(sys.executable).with_name("langgraph")
     process = subprocess.Popen(
-        [langgraph, "dev", "--no-browser", "--no-reload", "--port", str(port)],
+        [langgraph, "dev", "--no-browser", "--no-reload", "--port", str(port), *options],
         cwd=folder,
         env=environment,
         stdout=log,
@@ -313,3 +337,42 @@ def test_a_graph_is_made_without_its_key_and_asks_for_it_when_run(
     graph = importlib.import_module("graphs.openai").graph
     with pytest.raises(MissingKeyError, match="set OPENAI_API_KEY in the environment"):
         graph.invoke("How do we meet?")
+
+
+# PostgreSQL
+
+
+@pytest.mark.slow
+def test_threads_and_calls_outlive_the_server_in_postgresql(
+    postgres_server: str, tmp_path: Path
+) -> None:
+    folder, source = copied(tmp_path), new_schema(postgres_server)
+    config = json.loads((folder / "langgraph.postgres.json").read_text())
+    config["graphs"] = {"vllm": config["graphs"]["vllm"]}  # the lab's take their time to load
+    (folder / "only.json").write_text(json.dumps(config))
+    options = "--config", "only.json"
+    variables = {"R2GRAPH_LEDGER": source, "R2GRAPH_CHECKPOINTS": source}
+    with openai_server() as provider:
+        with running(folder, provider, *options, end=signal.SIGKILL, **variables) as server:
+            thread = server.thread()
+            first = server.run("vllm", "How do we meet?", thread=thread)
+        shutil.rmtree(folder / ".langgraph_api")  # the server's own files
+        variables["R2GRAPH_POOL_BUDGET"] = first["cost_usd"]  # which is thereby spent
+        with running(folder, provider, *options, **variables) as server:
+            server.client.threads.create(thread_id=thread, graph_id="vllm")
+            state: Any = server.client.threads.get_state(thread)
+            assert state["values"]["run_id"] == first["run_id"]
+            turn: Any = {"messages": [{"role": "user", "content": "And how do we part?"}]}
+            second: Any = server.client.runs.wait(thread, "vllm", input=turn)
+    assert (first["answer"], second["stop_reason"]) == ("Well met.", "pool_budget")
+    said = [message["content"] for message in second["messages"]]
+    assert said == ["How do we meet?", "Well met.", "And how do we part?"]
+    with Ledger(source) as ledger:
+        assert sum(line.usd for line in ledger.lines()) == Decimal(first["cost_usd"])
+
+
+def test_the_configurations_differ_in_where_threads_are_kept_alone() -> None:
+    plain = json.loads((ROOT / "langgraph.json").read_text())
+    postgres = json.loads((ROOT / "langgraph.postgres.json").read_text())
+    assert postgres.pop("checkpointer") == {"path": "./graphs/checkpoints.py:postgres"}
+    assert postgres == plain

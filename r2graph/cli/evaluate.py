@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from r2graph.evaluation.bars import Bar
     from r2graph.evaluation.frontier import Gain, Point
     from r2graph.evaluation.outcomes import Row
-    from r2graph.evaluation.run import Evaluation, Setup
+    from r2graph.evaluation.run import Evaluation
     from r2graph.evaluation.scores import Score
+    from r2graph.evaluation.setup import Setup
+    from r2graph.spread import Engine
 
 WIDTH = 110  # of the tables in a file
 
@@ -127,8 +129,18 @@ def evaluate(
         bool, typer.Option("--dry-run", help="Say what it would cost, and ask no model.")
     ] = False,
     workers: Annotated[
-        int, typer.Option(min=1, help="Processes; each takes one benchmark at a time.")
+        int, typer.Option(min=1, help="Processes, of this machine or of the cluster.")
     ] = 1,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: the cluster of RAY_ADDRESS, or this machine.")
+    ] = "local",
+    ledger: Annotated[
+        str | None,
+        typer.Option(
+            envvar="R2GRAPH_LEDGER",
+            help="SQLite file or postgresql:// URL that keeps all calls: none is paid twice.",
+        ),
+    ] = None,
 ) -> None:
     """Compare methods on benchmarks: accuracy, cost with and without overhead, CPU."""
     if replay is not None:
@@ -142,8 +154,8 @@ def evaluate(
         from r2graph.evaluation.frontier import curves, gains, points
         from r2graph.evaluation.lineup import chosen_methods, singles
         from r2graph.evaluation.outcomes import rows
-        from r2graph.evaluation.run import Setup
         from r2graph.evaluation.scores import scores
+        from r2graph.evaluation.setup import Setup
 
         if report_dir is not None:
             from r2graph.evaluation.findings import findings
@@ -177,12 +189,13 @@ def evaluate(
         out=record_file,
         fit_on=fit_on,
         detailed=report_dir is not None,
+        ledger=ledger,
     )
     names = [name.strip() for name in benchmarks.split(",")]
     if dry_run:
         _show_estimates(setup, names)
         return
-    done = _with_progress(setup, names, workers)
+    done = _with_progress(setup, names, _engine(engine), workers)
     table, verdicts = rows(done.outcomes), bars(done.outcomes)
     measured = scores(done.outcomes, singles(members))
     found = curves(done.outcomes, quality) if frontier_file is not None else {}
@@ -203,11 +216,20 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _with_progress(setup: Setup, names: list[str], workers: int) -> Evaluation:
+def _engine(name: str) -> Engine:
+    from r2graph.errors import ConfigError
+
+    if name not in ("local", "ray"):
+        raise ConfigError(f"no engine is called {name!r}: there are local and ray")
+    return cast("Engine", name)
+
+
+def _with_progress(setup: Setup, names: list[str], engine: Engine, workers: int) -> Evaluation:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    from r2graph.evaluation.run import evaluate, n_outcomes
+    from r2graph.evaluation.run import evaluate
+    from r2graph.evaluation.setup import n_outcomes
 
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     total = n_outcomes(setup, names)
@@ -217,7 +239,7 @@ def _with_progress(setup: Setup, names: list[str], workers: int) -> Evaluation:
         def advance(benchmark: str, method: str) -> None:
             progress.update(bar, advance=1, description=f"{benchmark}, {method}")
 
-        return evaluate(setup, names, advance, workers=workers)
+        return evaluate(setup, names, advance, engine=engine, workers=workers)
 
 
 def _show(

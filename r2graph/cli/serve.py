@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from r2graph.pool import ModelPool
 
+# In the environment a URL's password is not in the list of processes, as it is on a command line.
+LEDGER_VARIABLE = "R2GRAPH_LEDGER"
+POOL_BUDGET_VARIABLE = "R2GRAPH_POOL_BUDGET"
 GRACE_S = 30  # for runs under way when the server is told to end
 MAX_CONNECTIONS = 1000
 KEEP_ALIVE_S = 65  # longer than clients keep a connection, or they write to one that is closing
@@ -30,10 +33,14 @@ def serve(
     quality: Quality = 0.9,
     budget: Annotated[str | None, typer.Option(help="Dollars that no run may pass.")] = None,
     pool_budget: Annotated[
-        str | None, typer.Option(help="Dollars that all runs together may spend.")
+        str | None,
+        typer.Option(help="Dollars that all runs together may spend.", envvar=POOL_BUDGET_VARIABLE),
     ] = None,
     ledger: Annotated[
-        str | None, typer.Option(help="SQLite file or postgresql:// URL that keeps all calls.")
+        str | None,
+        typer.Option(
+            help="SQLite file or postgresql:// URL that keeps all calls.", envvar=LEDGER_VARIABLE
+        ),
     ] = None,
     max_runs: Annotated[int, typer.Option(help="Runs at once.", min=1)] = 16,
     max_waiting: Annotated[int, typer.Option(help="Runs that may wait.", min=0)] = 64,

@@ -30,7 +30,7 @@ from r2graph.allocate import ALLOCATE_INSTRUCTIONS
 from r2graph.decompose import PLAN_INSTRUCTIONS
 from r2graph.evaluation.baselines import SELF_CHECK
 from r2graph.evaluation.lineup import Lineup, is_derived
-from r2graph.evaluation.run import Asked, Setup, other_routers, pool_of, questions
+from r2graph.evaluation.setup import Asked, Setup, other_routers, pool_of, questions
 from r2graph.plan import MAX_PLAN_CHARS
 from r2graph.pool import ModelPool, ModelSpec
 from r2graph.router import load_router

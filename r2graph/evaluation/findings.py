@@ -20,7 +20,7 @@ from r2graph.evaluation.frontier import ACCURACY, NET, Floats, resampled
 from r2graph.evaluation.lineup import OWN, routed, swept
 from r2graph.evaluation.outcomes import Outcome, Purpose, Row, rows
 from r2graph.evaluation.query_routers import ORACLE
-from r2graph.evaluation.run import Setup, pool_of
+from r2graph.evaluation.setup import Setup, pool_of
 from r2graph.trace import Trace
 
 SINGLE = "single-"

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from r2graph.allocate import (
     QUALITY_LEVELS,
@@ -108,10 +108,14 @@ class Lineup:
 
     def method(self, name: str) -> Method:
         """Raises `ConfigError` for a name that means nothing, or nothing to this pool."""
+        named = replace(self, purse=self.purse.part(name)) if self.purse else self
+        return named._method(name)
+
+    def _method(self, name: str) -> Method:
         if found := routed(name):
             family, quality = found
             router = self.router if family in OWN else self.others[family]
-            return Routed(self._graph(self.limits, router=router, quality=quality))
+            return self._routed(self._graph(self.limits, router=router, quality=quality))
         match name.split("-"):
             case ["single", rank]:
                 return self._calling(OneCall, name, rank)
@@ -122,18 +126,18 @@ class Lineup:
                 self._need_instructions(name)
                 return self._calling(TreeOfThoughts, name, rank)
             case ["datashunt"]:
-                return Routed(self._cascade(self._two()))
+                return self._routed(self._cascade(self._two()))
             case ["cascade"]:
-                return Routed(self._cascade(self.pool))
+                return self._routed(self._cascade(self.pool))
             case ["dot"]:
                 self._need_instructions(name)
-                return Routed(self._division())
+                return self._routed(self._division())
             case ["plan", rank]:
-                return Routed(self._unchecked(FixedAllocator(self._member(name, rank).name)))
+                return self._routed(self._unchecked(FixedAllocator(self._member(name, rank).name)))
             case ["random"]:
-                return Routed(self._unchecked(RandomAllocator()))
+                return self._routed(self._unchecked(RandomAllocator()))
             case ["cheapest", "first"]:
-                return Routed(self._graph(self._climbing(), allocator=CheapestFirst()))
+                return self._routed(self._graph(self._climbing(), allocator=CheapestFirst()))
             case ["oracle"]:
                 return self._oracle()
         raise _unknown(name)
@@ -141,6 +145,9 @@ class Lineup:
     def _calling(self, kind: type[OneCall], name: str, rank: str) -> OneCall:
         spec = self.pool[-1] if rank == "strongest" else self._member(name, rank)
         return kind(spec, self.outcomes, purse=self.purse, limits=self.limits)
+
+    def _routed(self, graph: R2Graph) -> Routed:
+        return Routed(graph, self.purse)
 
     def _two(self) -> ModelPool:
         """The cheapest member and the strongest."""
@@ -215,7 +222,7 @@ class Lineup:
         once = self._climbing().model_copy(update={"max_rounds": 1})
         known, hindsight = CallableVerifier(self._is_right), Hindsight()
         search = self._graph(once, allocator=CheapestFirst(), verifier=known)
-        return Oracle(search, self._unchecked(hindsight), hindsight)
+        return Oracle(search, self._unchecked(hindsight), hindsight, self.purse)
 
     def _is_right(self, attempt: Attempt) -> bool:
         """Spacing aside; a prompt that is no step of an oracle plan has no right output."""

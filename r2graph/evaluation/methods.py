@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Protocol, cast
-from uuid import uuid4
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableConfig
 
 from r2graph.allocate import AllocateContext, Allocator, Choice
 from r2graph.attempt import Books
@@ -63,11 +64,21 @@ class Purse:
     """What an evaluation may spend on calls, and the ledger that sees to it."""
 
     ledger: Ledger
-    budget: Budget
+    budget: Budget | None
+    name: str
+    """Of the evaluation, or of a part of it."""
 
-    def books(self) -> Books:
+    def part(self, name: str) -> Purse:
+        """For one method, say."""
+        return replace(self, name=f"{self.name}\n{name}")
+
+    def run_id(self, query: str) -> UUID:
+        """The same whenever the query is done again, so that its calls are found in the ledger."""
+        return uuid5(NAMESPACE_OID, f"{self.name}\n{query}")
+
+    def books(self, query: str) -> Books:
         """For the calls of one query."""
-        return Books(self.ledger, str(uuid4()), budget=self.budget)
+        return Books(self.ledger, str(self.run_id(query)), budget=self.budget)
 
 
 class Calling(Method):
@@ -89,7 +100,7 @@ class Calling(Method):
         raise NotImplementedError
 
     async def answer(self, query: str) -> Answer:
-        books = self.purse.books() if self.purse else None
+        books = self.purse.books(query) if self.purse else None
         door = Door(Meter(self.limits), outcomes=self.outcomes, books=books)
         text, failed = None, False
         try:
@@ -152,12 +163,15 @@ class ChainOfThought(OneCall):
 class Routed(Method):
     """A graph with some of the router's parts replaced."""
 
-    def __init__(self, graph: R2Graph) -> None:
+    def __init__(self, graph: R2Graph, purse: Purse | None = None) -> None:
         self.graph = graph
+        self.purse = purse
 
     async def answer(self, query: str) -> Answer:
         try:
-            result = await self.graph.ainvoke({"query": query}, output_keys=[*_RESULT, "bill"])
+            result = await self.graph.ainvoke(
+                {"query": query}, _config(query, self.purse), output_keys=[*_RESULT, "bill"]
+            )
         except (ModelCallError, PlanError) as error:
             # How it splits into pool, overhead and calls is not known: all of it counts as both.
             spent = Decimal(error.cost_usd or 0)
@@ -175,6 +189,10 @@ class Routed(Method):
             bill=result["bill"],
             result=cast(R2Output, result),
         )
+
+
+def _config(query: str, purse: Purse | None) -> RunnableConfig:
+    return {"run_id": purse.run_id(query)} if purse else {}
 
 
 def is_cut_short(result: R2Output) -> bool:
@@ -202,14 +220,17 @@ class Hindsight(Allocator):
 class Oracle(Routed):
     """Searches for the cheapest sufficient members, then pays for a run with these alone."""
 
-    def __init__(self, search: R2Graph, graph: R2Graph, hindsight: Hindsight) -> None:
-        super().__init__(graph)
+    def __init__(
+        self, search: R2Graph, graph: R2Graph, hindsight: Hindsight, purse: Purse | None = None
+    ) -> None:
+        super().__init__(graph, purse)
         self.search = search
         self.hindsight = hindsight
 
     async def answer(self, query: str) -> Answer:
         with suppress(ModelCallError, PlanError), charge_cpu():  # to nobody
-            result = await self.search.ainvoke({"query": query})
+            config = _config(query, self.purse and self.purse.part("search"))
+            result = await self.search.ainvoke({"query": query}, config)
             self.hindsight.found[query] = sufficient(cast(R2Output, result))
         return await super().answer(query)
 

@@ -48,10 +48,15 @@ class Record:
 
     def add(self, outcome: Outcome) -> None:
         """Keep an outcome; it is in the file when this returns."""
-        fields = asdict(outcome)
-        for name in ("pool_usd", "net_usd"):
-            fields[name] = to_text(fields[name])
-        append(self.path, json.dumps(fields).encode())
+        append_outcome(self.path, outcome)
+
+
+def append_outcome(path: Path, outcome: Outcome) -> None:
+    """Add an outcome to the file of a record, for a process that does not read it."""
+    fields = asdict(outcome)
+    for name in ("pool_usd", "net_usd"):
+        fields[name] = to_text(fields[name])
+    append(path, json.dumps(fields).encode())
 
 
 def append(path: Path, line: bytes) -> None:

@@ -13,15 +13,18 @@ import json
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
-from r2graph.errors import LimitExceeded
+from r2graph.breaker import Health
+from r2graph.errors import LedgerError, LimitExceeded
 from r2graph.ledger.database import Connection, Database
 from r2graph.ledger.records import Budget, Line, State
+from r2graph.ledger.rests import exchange
 from r2graph.ledger.sqlite import SqliteDatabase
 from r2graph.pricing import to_text
 
@@ -89,6 +92,15 @@ class Ledger:
                 (budget.scope, budget.period_at(time.time())),
             ).fetchone()
         return budget.usd - (row[0] if row else 0) * PICO
+
+    def share(self, health: Health) -> None:
+        """Tell the other processes which members of a pool rest, and hear it from them.
+
+        Raises nothing: a ledger that fails says so at the next call, and until then each process
+        knows what it found by itself.
+        """
+        with suppress(LedgerError):
+            exchange(self._database, health)
 
     def close(self) -> None:
         self._database.close()  # the writers go with the ledger; until then they get its error

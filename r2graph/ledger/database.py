@@ -18,6 +18,9 @@ TABLES = (
     "CREATE INDEX IF NOT EXISTS r2graph_calls_of_run ON r2graph_calls (run)",
     """CREATE TABLE IF NOT EXISTS r2graph_totals (
         scope TEXT, period TEXT, pico BIGINT NOT NULL, PRIMARY KEY (scope, period))""",
+    """CREATE TABLE IF NOT EXISTS r2graph_rests (
+        member TEXT PRIMARY KEY, until DOUBLE PRECISION NOT NULL, rests INTEGER NOT NULL,
+        at DOUBLE PRECISION NOT NULL)""",
 )
 
 
@@ -29,13 +32,16 @@ class Connection(Protocol):
 
 
 class Database(Protocol):
-    """Transactions, and which processes are alive."""
+    """Transactions, a clock for all, and which processes are alive."""
 
     owner: str
     """A name that no other process has."""
 
     def transaction(self, *, write: bool = True) -> AbstractContextManager[Connection]:
         """All or nothing; one that writes sees what all before it wrote."""
+
+    def now(self, connection: Connection) -> float:
+        """Seconds since 1970, by a clock that all its processes share."""
 
     def is_gone(self, connection: Connection, owner: str) -> bool:
         """Whether the process of that name has ended; asked within a transaction."""

@@ -63,6 +63,11 @@ class PostgresDatabase:
                 self._stay_present(connection)
             yield _Marked(connection)
 
+    def now(self, connection: Connection) -> float:
+        query = "SELECT extract(epoch FROM clock_timestamp())::float8"
+        now: float = connection.execute(query).fetchone()[0]
+        return now
+
     def is_gone(self, connection: Connection, owner: str) -> bool:
         if owner == self.owner:
             return False

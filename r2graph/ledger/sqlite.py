@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,11 @@ class SqliteDatabase:
             self._file = open_file(self._path, FORM, fsync=fsync, patience_s=patience_s)
         self._end: finalize[..., SqliteDatabase] | None = None
         if self._path != ":memory:":
-            with self.transaction():  # so that nobody takes a file for left behind before its lock
+            with self.transaction() as file:
+                for table in TABLES:  # a file from before it had them all gets the others
+                    file.execute(table)
+                # In the same transaction, so that nobody takes a file for left behind before its
+                # lock.
                 self._sweep()
                 presence = _Presence(self._presence_file(self.owner))
             self._end = finalize(self, presence.end)  # when Python ends, at the latest
@@ -53,6 +58,9 @@ class SqliteDatabase:
                 if self._file.in_transaction:  # SQLite ends some that fail by itself
                     self._file.execute("ROLLBACK")
                 raise
+
+    def now(self, connection: Connection) -> float:
+        return time.time()  # they are all on this machine
 
     def is_gone(self, connection: Connection, owner: str) -> bool:
         return owner != self.owner and not _is_locked(self._presence_file(owner))
