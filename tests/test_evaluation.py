@@ -14,7 +14,7 @@ from r2graph.evaluation.lineup import Lineup, all_methods, chosen_methods
 from r2graph.evaluation.methods import Answer
 from r2graph.evaluation.outcomes import Outcome, rows, wilson
 from r2graph.evaluation.replies import charge_cpu, record, record_pool, record_router
-from r2graph.evaluation.run import run_methods
+from r2graph.evaluation.running import run_methods
 from r2graph.lab.language import task
 from r2graph.plan import render_text
 from tests.fakes import (

@@ -19,7 +19,8 @@ from r2graph.errors import ConfigError, NeedsInstructionsError
 from r2graph.evaluation.baselines import SELF_CHECK, THOUGHT, VOTE
 from r2graph.evaluation.lineup import Lineup, all_methods, chosen_methods, is_derived
 from r2graph.evaluation.methods import STEP_BY_STEP
-from r2graph.evaluation.run import Setup, evaluate
+from r2graph.evaluation.run import evaluate
+from r2graph.evaluation.setup import Setup
 from r2graph.pool import ModelPool
 from r2graph.verify import JUDGE_INSTRUCTIONS
 from tests.fakes import FakeChat, ProviderError, pool_of

@@ -18,7 +18,8 @@ from r2graph.errors import ConfigError
 from r2graph.evaluation.frontier import Gain, cost_at, curves, gains, points
 from r2graph.evaluation.lineup import chosen_methods, routed
 from r2graph.evaluation.outcomes import Outcome
-from r2graph.evaluation.run import Setup, run_benchmark
+from r2graph.evaluation.run import evaluate
+from r2graph.evaluation.setup import Setup
 from r2graph.router import load_parent, load_router
 from tests.fakes import echo, pool_of
 from tests.test_cli import POOL
@@ -258,9 +259,9 @@ def test_without_a_parent_sft_is_refused_before_the_first_call(tmp_path: Path) -
     told: list[str] = []
     setup = Setup("lab", ("single-1", "sft@0.5"), router=str(directory(tmp_path)), limit=1)
     with pytest.raises(ConfigError, match="names no parent"):
-        run_benchmark(setup, "arith", lambda _, method: told.append(method))
+        evaluate(setup, ["arith"], lambda _, method: told.append(method))
     with pytest.raises(ConfigError, match="no router"):
-        run_benchmark(Setup("lab", ("sft",), limit=1), "arith", lambda _, method: None)
+        evaluate(Setup("lab", ("sft",), limit=1), ["arith"], lambda _, method: None)
     assert not told
 
 

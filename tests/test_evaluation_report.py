@@ -19,7 +19,9 @@ from r2graph.evaluation.causes import Causes
 from r2graph.evaluation.findings import Findings, findings
 from r2graph.evaluation.outcomes import Detail, Outcome, Tried
 from r2graph.evaluation.record import read_outcomes
-from r2graph.evaluation.run import EXAMPLES, Evaluation, Setup, evaluate
+from r2graph.evaluation.run import Evaluation, evaluate
+from r2graph.evaluation.running import EXAMPLES
+from r2graph.evaluation.setup import Setup
 from r2graph.evaluation.written import write_report
 from r2graph.pool import ModelPool
 from tests import chromium

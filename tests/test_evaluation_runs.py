@@ -20,7 +20,8 @@ from r2graph.evaluation.lineup import Lineup, chosen_methods, is_derived
 from r2graph.evaluation.methods import LOWERED, Purse
 from r2graph.evaluation.outcomes import Outcome
 from r2graph.evaluation.record import Record, complete, read_outcomes
-from r2graph.evaluation.run import Evaluation, Setup, evaluate
+from r2graph.evaluation.run import Evaluation, evaluate
+from r2graph.evaluation.setup import Setup
 from r2graph.ledger import Budget, Ledger
 from r2graph.plan import single
 from r2graph.pool import ModelPool
@@ -187,7 +188,7 @@ def test_with_enough_money_nothing_is_different_and_shared_calls_are_paid_once(d
 async def test_an_answer_that_the_budget_lowered_is_not_taken() -> None:
     weak, strong = farmer(0), farmer(1)
     with Ledger(":memory:", keep=False) as ledger:
-        purse = Purse(ledger, Budget(usd=Decimal("0.002")))
+        purse = Purse(ledger, Budget(usd=Decimal("0.002")), "test")
         lineup = Lineup(pool_of(weak, strong, language="any"), None, 0.9, {}, purse=purse)
         with pytest.raises(LimitExceeded, match="pool_budget"):
             await lineup.method("plan-2").answer(QUERY.format(1))

@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "r2graph"
 # A module imports, at its top or inside a function, only from those before it.
 LAYERS = [
     "errors",
+    "spread",
     "sandbox",
     "plan",
     "local",

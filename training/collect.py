@@ -5,19 +5,22 @@
 
 Each query is run `--samples` times. Each run is one line, written when it ends; the same command
 again goes on where it was stopped. A run is named by its seed, query and sample, and what is drawn
-in it hangs on these alone.
+in it hangs on these alone, so that the lines are the same wherever they are made: `--engine ray
+--workers 32` makes them on a cluster (docs/scaling.md), and writes those of a shard when it ends.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from uuid import NAMESPACE_OID, UUID, uuid5
@@ -34,11 +37,15 @@ from r2graph.explore import ExploringAllocator
 from r2graph.graph import R2Graph
 from r2graph.lab import benchmarks
 from r2graph.lab.task import Task
+from r2graph.ledger import Ledger
 from r2graph.pool import ModelSpec
 from r2graph.router import Router
+from r2graph.spread import spread
 from r2graph.state import R2Output
 from r2graph.trace import Trace, read_traces, to_line, trace
 from training.queries import training_queries
+
+SHARD = 4  # runs of a shard, in units of those that are made at once
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,30 @@ class Exploration:
     epsilon: float = 0.0
     plan_temperature: float = 0.0
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Equipment:
+    """What a worker makes runs with, by name, so that another process can have it too."""
+
+    pool: str
+    router: str | None
+    exploration: Exploration
+    samples: int
+    concurrency: int
+    outcomes: Path | None = None
+    ledger: str | None = None
+    """Where the calls of a worker that was lost are found again: a file, or `postgresql://…`."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of a shard: lines that nobody has written yet, and how many runs failed."""
+
+    lines: list[bytes]
+    failed: Counter[str]
+    hits: int
+    misses: int
 
 
 @dataclass(frozen=True)
@@ -92,6 +123,7 @@ def explorer(
     exploration: Exploration,
     sample: int,
     outcomes: OutcomeCache | None = None,
+    ledger: Ledger | None = None,
 ) -> R2Graph:
     """The graph that makes the runs of one sample."""
     seed = Random(f"{exploration.seed}\n{sample}").getrandbits(31)
@@ -107,6 +139,7 @@ def explorer(
         decomposer=None if router is None else planner(router, exploration.plan_temperature, seed),
         allocator=allocator,
         limits=PATIENT,
+        ledger=ledger,
         outcomes=outcomes,
     )
 
@@ -132,31 +165,76 @@ async def collect(
     concurrency: int = 32,
     on_done: Callable[[], None] = lambda: None,
 ) -> Counter[str]:
-    """Make the runs that are not in the file yet; returns how many failed, by kind of error.
+    """Make the runs that are not in the file yet; returns how many failed, by kind of error."""
+    done = collected(out)
+    left = [job for job in wanted if str(job.run_id) not in done]
+    with out.open("ab", buffering=0) as file:
+        return await make(left, graphs, file.write, concurrency=concurrency, on_done=on_done)
+
+
+@contextmanager
+def opened(
+    equipment: Equipment,
+    write: Callable[[bytes], object] | None = None,
+    on_done: Callable[[], None] = lambda: None,
+) -> Iterator[Callable[[Sequence[Job]], Made]]:
+    """A worker; without `write` it hands over the lines at the end of a shard."""
+    with ExitStack() as stack:
+        outcomes, ledger = None, None
+        if equipment.outcomes is not None:
+            outcomes = stack.enter_context(OutcomeCache(equipment.outcomes))
+        if equipment.ledger is not None:
+            ledger = stack.enter_context(Ledger(equipment.ledger))
+        pool, exploration = load_pool(equipment.pool), equipment.exploration
+        router = load_router(equipment.router) if equipment.router else None
+        graphs = [
+            explorer(pool, router, exploration, sample, outcomes, ledger)
+            for sample in range(equipment.samples)
+        ]
+        runner = stack.enter_context(asyncio.Runner())
+
+        def work(wanted: Sequence[Job]) -> Made:
+            lines: list[bytes] = []
+            hits, misses = (outcomes.hits, outcomes.misses) if outcomes else (0, 0)
+            runs = make(
+                wanted,
+                graphs,
+                write or lines.append,
+                concurrency=equipment.concurrency,
+                on_done=on_done,
+            )
+            failed = runner.run(runs)
+            if outcomes:
+                hits, misses = outcomes.hits - hits, outcomes.misses - misses
+            return Made(lines, failed, hits, misses)
+
+        yield work
+
+
+async def make(
+    wanted: Iterable[Job],
+    graphs: Sequence[R2Graph],
+    write: Callable[[bytes], object],
+    *,
+    concurrency: int,
+    on_done: Callable[[], None] = lambda: None,
+) -> Counter[str]:
+    """Make runs, and write the line of each as it ends; returns how many failed, by kind of error.
 
     `graphs` has one for each sample. A failed run leaves no trace: that a pool is down says nothing
     about an answer.
     """
-    done, left = collected(out), iter(wanted)
-    failed: Counter[str] = Counter()
-    with out.open("ab") as file:
+    left, failed = iter(wanted), Counter[str]()
 
-        async def write(job: Job) -> None:
+    async def work() -> None:
+        for job in left:
             try:
-                line = to_line(await run(graphs[job.sample], job))
+                write(to_line(await run(graphs[job.sample], job)))
             except (ModelCallError, PlanError) as error:
                 failed[type(error).__name__] += 1
-                return
-            file.write(line)
-            file.flush()
+            on_done()
 
-        async def work() -> None:
-            for job in left:
-                if str(job.run_id) not in done:
-                    await write(job)
-                on_done()
-
-        await asyncio.gather(*(work() for _ in range(concurrency)))
+    await asyncio.gather(*(work() for _ in range(concurrency)))
     return failed
 
 
@@ -214,44 +292,66 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--outcomes", type=Path, help="an outcome cache to ask first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--engine", choices=("local", "ray"), default="local")
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument(
+        "--ledger",
+        default=os.environ.get("R2GRAPH_LEDGER"),
+        help="keeps calls, so that none is paid twice: a file, or postgresql://… [R2GRAPH_LEDGER]",
+    )
     given = parser.parse_args()
     if given.benchmark == "arith-deep" and given.split == "train":
         parser.error("training has no queries as deep as those of arith-deep: use --split test")
     return given
 
 
+def equipment(given: argparse.Namespace) -> Equipment:
+    """What the command line names."""
+    exploration = Exploration(given.temperature, given.epsilon, given.plan_temperature, given.seed)
+    return Equipment(
+        given.pool,
+        None if given.router == "none" else given.router,
+        exploration,
+        given.samples,
+        given.concurrency,
+        given.outcomes,
+        given.ledger,
+    )
+
+
 def main() -> None:
     given = parsed()
     given.out.parent.mkdir(parents=True, exist_ok=True)
     tasks = queries(given.benchmark, given.split, given.limit, given.seed)
-    qualities = given.qualities or [given.quality]
-    pool = load_pool(given.pool)
-    router = None if given.router == "none" else load_router(given.router)
-    exploration = Exploration(given.temperature, given.epsilon, given.plan_temperature, given.seed)
+    wanted = list(jobs(tasks, given.samples, given.qualities or [given.quality], given.seed))
+    done = collected(given.out)
+    left = [job for job in wanted if str(job.run_id) not in done]
+    is_here = given.engine == "local" and given.workers == 1
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
-        OutcomeCache(given.outcomes) if given.outcomes else nullcontext() as outcomes,
+        given.out.open("ab", buffering=0) as file,
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
-        graphs = [
-            explorer(pool, router, exploration, sample, outcomes) for sample in range(given.samples)
-        ]
-        wanted = list(jobs(tasks, given.samples, qualities, given.seed))
-        bar = progress.add_task(given.benchmark, total=len(wanted))
-        failed = asyncio.run(
-            collect(
-                wanted,
-                graphs,
-                given.out,
-                concurrency=given.concurrency,
-                on_done=lambda: progress.advance(bar),
-            )
-        )
+        bar = progress.add_task(given.benchmark, total=len(wanted), completed=len(done))
+        tick = partial(progress.advance, bar)
+        here = (file.write, tick) if is_here else ()
+        opens = partial(opened, equipment(given), *here)
+        size = SHARD * given.concurrency
+        shards = [left[start : start + size] for start in range(0, len(left), size)]
+        failed, hits, misses = Counter[str](), 0, 0
+        for made in spread(opens, shards, engine=given.engine, workers=given.workers):
+            for line in made.lines:
+                file.write(line)
+                tick()
+            failed += made.failed
+            hits, misses = hits + made.hits, misses + made.misses
     for kind, times in failed.items():
         print(f"{times} runs left no trace: {kind}", file=sys.stderr)
-    if outcomes is not None:
-        print(f"{outcomes.hit_rate:.0%} of the calls were known", file=sys.stderr)
+    if given.outcomes is not None:
+        print(f"{hits / max(1, hits + misses):.0%} of the calls were known", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    from training import collect as here  # by the name under which workers find what is pickled
+
+    here.main()
