@@ -6,6 +6,7 @@ What it does is the same everywhere: only who calls it differs.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import pickle
@@ -92,6 +93,7 @@ def _on_ray(opens: Opens[S, R], shards: Sequence[S], workers: int) -> Iterator[R
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _Actor, fn_constructor_args=(pickle.dumps(opens),), compute=pool, num_cpus=1
         )
+        done.context.enable_progress_bars = False
         for row in done.iter_rows():
             result = pickle.loads(row["result"])
             if isinstance(result, R2Error):
@@ -123,13 +125,17 @@ def _cluster(workers: int) -> Iterator[Any]:
         import ray.data
     except ImportError:
         raise MissingExtraError("the engine `ray`", "ray") from None
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # the caller shows how far it is
     if ray.is_initialized():
         yield ray
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
     address = os.environ.get("RAY_ADDRESS")
-    own: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
-    ray.init(address or "local", log_to_driver=False, **({} if address else own))
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        options |= {"address": "local", "num_cpus": workers, "include_dashboard": False}
+    ray.init(**options)
     try:
         yield ray
     finally:

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 from r2graph import benchmarks as published
 from r2graph.errors import ConfigError
-from r2graph.evaluation.lineup import Lineup, is_derived, singles
+from r2graph.evaluation.lineup import Lineup, follows_instructions, is_derived, singles
 from r2graph.evaluation.methods import Method, Purse
 from r2graph.evaluation.outcomes import Outcome
 from r2graph.evaluation.query_routers import (
@@ -34,9 +34,9 @@ from r2graph.evaluation.setup import (
     settings,
 )
 from r2graph.lab import benchmarks
-from r2graph.lab.task import Task
 from r2graph.ledger import Budget, Ledger
 from r2graph.outcome_cache import OutcomeCache
+from r2graph.pool import ModelPool
 from r2graph.router import load_router
 from r2graph.spread import Engine, spread
 
@@ -98,7 +98,7 @@ def evaluate(
         build = partial(
             opened,
             ready if engine == "local" else replace(ready, out=None),
-            {name: _right(asked) for name, asked in courses.items()},
+            tuple(names),
             on_done if is_here else None,
         )
         for each in spread(build, shards, engine=engine, workers=workers):
@@ -120,10 +120,6 @@ def _asked(setup: Setup, name: str) -> Sequence[Asked]:
         before = read_outcomes(setup.fit_on) if setup.fit_on else None
         require_lessons(name, [task.query for task in asked], singles(pool), before)
     return asked
-
-
-def _right(asked: Sequence[Asked]) -> dict[str, str]:
-    return benchmarks.right_outputs([task for task in asked if isinstance(task, Task)])
 
 
 def _shards(
@@ -233,10 +229,8 @@ class Worker:
 
 
 @contextmanager
-def opened(
-    setup: Setup, right: Mapping[str, Mapping[str, str]], on_done: OnDone | None = None
-) -> Iterator[Worker]:
-    """A worker; raises `ConfigError` before the first call or not at all.
+def opened(setup: Setup, names: Sequence[str], on_done: OnDone | None = None) -> Iterator[Worker]:
+    """A worker for these benchmarks; raises `ConfigError` before the first call or not at all.
 
     Where money is limited, it has a cache, so that calls which methods share are paid once.
     """
@@ -248,6 +242,7 @@ def opened(
         pool = record_pool(pool_of(setup))
         router = record_router(load_router(setup.router)) if setup.router else None
         others, purse = other_routers(setup), _purse(setup, stack)
+        right = {name: _right(setup, name, pool) for name in names}
         lineups = {
             name: Lineup(pool, router, setup.quality, known, cache, others, purse, setup.max_tokens)
             for name, known in right.items()
@@ -258,6 +253,13 @@ def opened(
         }
         runner = stack.enter_context(asyncio.Runner())
         yield Worker(setup, methods, right, cache, runner, on_done)
+
+
+def _right(setup: Setup, name: str, pool: ModelPool) -> dict[str, str]:
+    """The right output of each step's prompt, where it is known: of tasks in the lab's language."""
+    if follows_instructions(pool):
+        return {}
+    return benchmarks.right_outputs(benchmarks.tasks(name, setup.limit))
 
 
 def _purse(setup: Setup, stack: ExitStack) -> Purse | None:
