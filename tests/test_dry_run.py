@@ -2,22 +2,27 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from safetensors import safe_open
+from trl.scripts.vllm_serve import make_parser
 
 from r2graph import load_pool, load_router
 from r2graph.errors import ConfigError
 from r2graph.plan import parse_text
 from r2graph.pricing import Price
+from training.dry_run.launch import Launch
+from training.dry_run.launch import read as read_launch
 from training.dry_run.memory import KNOWN, WIDE, estimate, fine_tuning, shape_of
 from training.dry_run.report import Machine, dry_run
 from training.dry_run.reward_probe import check_columns, made_up_row, rewards
-from training.dry_run.servers import pool_servers
+from training.dry_run.servers import policy_server, pool_servers
 from training.dry_run.sft_check import check
+from training.grpo import SERVER_TIMEOUT_S, config
 from training.new_router import write
 from training.query_files import draw, read
 from training.settings import Base, Lora, Phase, Settings, load_settings
@@ -25,6 +30,7 @@ from training.settings import Base, Lora, Phase, Settings, load_settings
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "training/configs/paper.yaml"
 SINGLE = ROOT / "training/configs/single_gpu.yaml"
+ACCELERATE = ROOT / "training/configs/accelerate"
 MINE = Path("mine.yaml")
 ARTEFACTS = ROOT / "r2graph/lab/artefacts"
 QUERIES = [
@@ -73,22 +79,93 @@ def test_the_papers_settings_are_told_of_without_weights_or_keys(
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("VLLM_BASE_URL", raising=False)
-    told = dry_run(load_settings(PAPER), PAPER, on=Machine(8))
+    launch = read_launch(ACCELERATE / "fsdp.yaml")
+    told = dry_run(load_settings(PAPER), PAPER, on=Machine(6, launch=launch))
     assert "paper: 9 models, qwen2.5-0.5b to gpt-4o" in told
     assert "from Qwen/Qwen2.5-7B-Instruct (7,615,616,512 parameters)" in told
     assert len(re.findall(r"right 0\.\d\d > wrong 0\.00 > invalid -1\.00", told)) == 2
-    assert "128 completions a step = 8 processes x 4 times x 4" in told
+    assert "192 completions a step = 6 processes x 4 times x 8" in told
     assert "runs/paper/queries.jsonl: graded queries" in told
     assert "OPENAI_API_KEY: the key of gpt-4o" in told
     assert "Qwen/Qwen2.5-72B-Instruct --host 127.0.0.1 --port 8007 --tensor-parallel-size 4" in told
-    assert "trl vllm-serve --model runs/paper/router/allocator --port 8100" in told
-    assert "--use_fsdp" in told  # a process alone would not fit the card
+    assert f"accelerate launch --config_file {launch.file} --num_processes 6 -m" in told
+    [server] = re.findall("CUDA_VISIBLE_DEVICES=6,7 trl vllm-serve (.*router/allocator.*)", told)
+    parser = make_parser()
+    [serves] = parser.parse_args_and_config(shlex.split(server))[:1]
+    assert (serves.model, serves.host, serves.port, serves.tensor_parallel_size) == (
+        "runs/paper/router/allocator",
+        "127.0.0.1",
+        8100,
+        2,
+    )
+
+
+@pytest.mark.parametrize("processes", [6, 8])
+def test_the_papers_batches_come_out_on_six_and_on_eight_cards(processes: int) -> None:
+    settings = load_settings(PAPER)
+    for phase in (settings.decomposer, settings.allocator):
+        assert phase is not None
+        assert phase.batch(processes)
+
+
+def test_memory_is_split_as_the_accelerate_file_says() -> None:
+    def told(launch: Launch | None, processes: int = 8) -> list[str]:
+        report = dry_run(load_settings(PAPER), PAPER, on=Machine(processes, 80, launch))
+        return re.findall("memory +about (.*?): (fits|does NOT fit)", report)
+
+    by_fsdp, by_zero = (told(read_launch(ACCELERATE / f"{at}.yaml")) for at in ("fsdp", "zero3"))
+    assert all("split by FSDP" in memory and fits == "fits" for memory, fits in by_fsdp)
+    assert [(memory.replace("FSDP", "ZeRO-3"), fits) for memory, fits in by_fsdp] == by_zero
+    whole = Launch(ACCELERATE / "fsdp.yaml", 8, None)
+    assert {fits for _, fits in told(whole)} == {"does NOT fit"}
+    assert all("if split by FSDP" in memory and fits == "fits" for memory, fits in told(None))
+    alone = told(read_launch(ACCELERATE / "fsdp.yaml"), processes=1)
+    assert {fits for _, fits in alone} == {"does NOT fit"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("distributed_type: FSDP\nnum_process: 8\n", "accelerate does not read"),
+        ("distributed_type: FSDP\nnum_processes: 16\nnum_machines: 2\n", "several machines"),
+    ],
+)
+def test_a_file_that_accelerate_does_not_read_is_an_error(
+    tmp_path: Path, text: str, says: str
+) -> None:
+    file = tmp_path / "accelerate.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=says):
+        read_launch(file)
+
+
+def test_a_model_that_is_whole_in_each_process_is_not_split(tmp_path: Path) -> None:
+    file = tmp_path / "accelerate.yaml"
+    for kind in (
+        "MULTI_GPU",
+        "FSDP\nfsdp_config: {fsdp_reshard_after_forward: false}",
+        "DEEPSPEED\ndeepspeed_config: {zero_stage: 2}",
+    ):
+        file.write_text(f"num_processes: 4\ndistributed_type: {kind}\n")
+        assert read_launch(file) == Launch(file, 4, None)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing`:FutureWarning")
+def test_the_server_of_a_policy_is_where_training_looks_for_it(tmp_path: Path) -> None:
+    phase = PHASE.model_copy(
+        update={"vllm": "server", "vllm_url": "http://10.0.0.7:8123", "vllm_group_port": 51217}
+    )
+    told = config(phase, tmp_path, seed=1)
+    assert (told.use_vllm, told.vllm_mode) == (True, "server")
+    assert told.vllm_server_base_url == "http://10.0.0.7:8123"
+    assert (told.vllm_group_port, told.vllm_server_timeout) == (51217, SERVER_TIMEOUT_S)
+    assert "--host 10.0.0.7 --port 8123" in policy_server(phase, tmp_path, processes=2)
 
 
 def test_the_settings_for_one_card_fit_it() -> None:
     told = dry_run(load_settings(SINGLE), SINGLE, on=Machine(1, 24))
     assert told.count("fits a card of 24 GB") == 3  # fine-tuning and both phases
-    assert "--use_fsdp" not in told
+    assert "--config_file" not in told
     assert "python -m training.alternate --config" in told
 
 

@@ -212,6 +212,8 @@ def main() -> None:
         if settings.outcome_gradient:
             print("outcome_gradient: of the lab's small models alone, so there is nothing to check")
         return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("rounds run in one process: launch each phase, `training.grpo`")
     claim(arguments.out, settings, arguments.router, arguments.seed)
     best = alternate(settings, arguments.router, arguments.out, arguments.seed)
     command = (

@@ -4,8 +4,8 @@
         --router lab --out runs/rl/allocator --outcomes runs/rl/outcomes.sqlite
 
 The other module stays as it is in `--router`. Resumes from the last checkpoint in `--out`. On
-several cards: `accelerate launch --num_processes 8 -m training.grpo …`; the prompts of a step are
-dealt out among the processes.
+several cards of one machine: `accelerate launch --config_file training/configs/accelerate/fsdp.yaml
+-m training.grpo …`; the prompts of a step are dealt out among the processes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from r2graph.allocate import CheckpointAllocator
 from r2graph.decompose import CheckpointDecomposer
 from r2graph.errors import ConfigError
 from r2graph.lab.task import Task
+from r2graph.pool import ModelSpec
 from r2graph.router import Router
 from training.checkpoints import last_checkpoint
 from training.graph_rewards import AllocatorReward, DecomposerReward
@@ -34,9 +35,11 @@ from training.rewards import LOWEST
 from training.rl_data import DECOMPOSER_LEVEL, Row, allocator_rows, decomposer_rows, half_hard
 from training.rollouts import Rollouts
 from training.settings import Module, Phase, Settings, load_settings
+from training.sharded import load_whole, save_whole
 
 RL_SEED = 1_000  # other draws than those of SFT; few of the queries are the same
 HELD_OUT_SEED = 999
+SERVER_TIMEOUT_S = 900.0  # until vLLM has loaded a large policy
 
 
 def held_out_tasks(settings: Settings) -> list[Task]:
@@ -73,6 +76,12 @@ def folder(router: Router, module: Module) -> Path:
     return Path(str(part.model.model).removeprefix("local:"))
 
 
+def asked(router: Router) -> list[ModelSpec]:
+    """The models of a router that rollouts of either module ask: plans are given to them."""
+    part = router.allocator
+    return [part.model] if isinstance(part, CheckpointAllocator) else []
+
+
 def reward(
     module: Module, router: Router, rollouts: Rollouts, lowest_cost_weight: float = LOWEST
 ) -> Any:
@@ -106,6 +115,8 @@ def config(phase: Phase, out: Path, seed: int) -> Any:
         use_vllm=phase.vllm != "off",
         vllm_mode="colocate" if phase.vllm == "off" else phase.vllm,
         vllm_server_base_url=phase.vllm_url,
+        vllm_server_timeout=SERVER_TIMEOUT_S,
+        vllm_group_port=phase.vllm_group_port,
         seed=seed,
         use_cpu=not cuda,
         bf16=cuda,
@@ -132,38 +143,40 @@ def train(
     from peft import LoraConfig
     from trl import GRPOTrainer
 
-    checkpoints = out / "checkpoints"
+    base, checkpoints = folder(router, module), out / "checkpoints"
     adapters = phase.lora and LoraConfig(
         r=phase.lora.rank, lora_alpha=phase.lora.alpha, task_type="CAUSAL_LM"
     )
     trainer = GRPOTrainer(
-        model=str(folder(router, module)),
+        model=str(base),
         reward_funcs=reward(module, router, rollouts, phase.lowest_cost_weight),
         args=config(phase, checkpoints, seed),
         train_dataset=Dataset.from_list(prompts),
         peft_config=adapters,
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    if phase.lora:  # a router's module is a whole model
-        trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-    trainer.save_model(str(out))
+    save_whole(trainer, out, base)
     if trainer.is_world_process_zero():
         (out / "log.json").write_text(json.dumps(trainer.state.log_history) + "\n")
 
 
-@contextmanager
-def in_turn(outcomes: Path | None) -> Iterator[None]:
-    """Let the first of several processes go ahead, so that the others find its calls in the cache;
-    for `accelerate launch`. Raises `ConfigError` without a cache.
+def made_once(make: Callable[[], list[Row]], outcomes: Path | None) -> list[Row]:
+    """Prompts that the first of several processes makes for all of them, under `accelerate launch`.
+
+    Raises `ConfigError` for processes without an outcome cache, and for several machines.
     """
     import torch
     from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
 
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=6))
     if state.num_processes > 1 and outcomes is None:
         raise ConfigError("several processes need an outcome cache in common: name one, --outcomes")
-    with state.main_process_first():
-        yield
+    if state.num_processes > int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes)):
+        raise ConfigError("the outcome cache is a file of one machine: launch with num_machines: 1")
+    made = [make() if state.is_main_process else []]
+    broadcast_object_list(made)
+    return made[0]
 
 
 def main() -> None:
@@ -180,11 +193,20 @@ def main() -> None:
     phase = getattr(settings, arguments.module)
     if phase is None:
         raise ConfigError(f"{arguments.config} has no entry `{arguments.module}`")
-    router = load_router(arguments.router)
+    router, pool = load_router(arguments.router), load_pool(settings.pool)
+    load_whole([*pool.members, *asked(router)])
     with OutcomeCache(arguments.outcomes) if arguments.outcomes else nullcontext() as outcomes:
-        rollouts = Rollouts(load_pool(settings.pool), router, outcomes)
-        with in_turn(arguments.outcomes):
-            prompts = rows(arguments.module, settings, router, outcomes, arguments.seed)
+        rollouts = Rollouts(pool, router, outcomes)
+        prompts = made_once(
+            lambda: rows(
+                arguments.module,
+                settings,
+                load_router(arguments.router),  # which goes, and its decomposer with it
+                outcomes,
+                arguments.seed,
+            ),
+            arguments.outcomes,
+        )
         train(arguments.module, phase, router, prompts, rollouts, arguments.out, arguments.seed)
     print(f"rollouts: {rollouts.misses} run, {rollouts.hits} repeated", flush=True)
 

@@ -62,6 +62,10 @@ class Phase(BaseModel):
     """Whether vLLM samples the completions, and where."""
     vllm_url: str = "http://127.0.0.1:8100"
     """Where the server is, if it is `server`."""
+    vllm_cards: Count = 1
+    """Cards of the server: those of the machine after the cards that train."""
+    vllm_group_port: int = 51216
+    """Where the server is sent new weights; of two runs on a machine each needs its own."""
     lora: Lora | None = None
     """`None`: all weights are trained."""
 

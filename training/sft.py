@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from training.checkpoints import last_checkpoint
+from training.sharded import save_whole
 
 MAX_TOKENS = 256  # of a row: what the lab's models hold
 
@@ -61,7 +62,7 @@ def train(
         train_dataset=load_dataset("json", data_files=str(data), split="train"),
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
-    trainer.save_model(str(out))
+    save_whole(trainer, out, base)
 
 
 def main() -> None:

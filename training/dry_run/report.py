@@ -15,6 +15,7 @@ from r2graph.lab.task import Task
 from r2graph.plan import render_text
 from r2graph.pool import N_SLOTS
 from r2graph.router import MODULES
+from training.dry_run.launch import FSDP_FILE, Launch
 from training.dry_run.memory import GB, Memory, estimate, fine_tuning
 from training.dry_run.reward_probe import TASK, check_columns, rewards
 from training.dry_run.servers import policy_server, pool_servers
@@ -26,10 +27,6 @@ from training.query_files import draw
 from training.rl_data import Row, allocator_rows, decomposer_rows
 from training.settings import Module, Phase, Queries, Settings
 
-FSDP = (
-    "--use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP "
-    "--fsdp_state_dict_type FULL_STATE_DICT"
-)
 SFT_BATCH, SFT_TOKENS = 4, 1024  # rows of a process at once, and tokens of a row
 GRADED = 'graded queries, {"query": "…", "gold": "…"} a line'
 MAKERS: dict[Module, str] = {
@@ -46,6 +43,15 @@ class Machine:
     """One for each card."""
     card_gb: float = 80.0
     """10^9 bytes."""
+    launch: Launch | None = None
+    """The file that the run is to be launched with."""
+
+    @property
+    def split_by(self) -> str | None:
+        """What deals the model out among the processes; without a file, FSDP can."""
+        if self.processes == 1:
+            return None
+        return self.launch.split_by if self.launch else "FSDP"
 
 
 @dataclass(frozen=True)
@@ -256,15 +262,20 @@ def epochs(phase: Phase, rows: int) -> str:
 
 
 def memory_lines(memory: Memory | None, on: Machine) -> list[str]:
-    """Gigabytes of a process, whole and with what FSDP splits, and whether a card holds them."""
+    """Gigabytes of a process, and whether a card holds them."""
     if memory is None:
         return ["  memory   not known, as the model's size"]
     parts = ", ".join(f"{name} {size / GB:.3g}" for name, size in memory.parts.items())
     whole, split = memory.total() / GB, memory.total(on.processes) / GB
-    sharded = f", {split:.3g} if split by FSDP" if on.processes > 1 else ""
-    fits = "fits" if split <= on.card_gb else "does NOT fit"
+    if on.split_by is None:
+        least, about = whole, f"{whole:.3g} GB a process"
+    elif on.launch:
+        least, about = split, f"{split:.3g} GB a process, split by {on.split_by}"
+    else:
+        least, about = split, f"{whole:.3g} GB a process, {split:.3g} if split by {on.split_by}"
+    fits = "fits" if least <= on.card_gb else "does NOT fit"
     return [
-        f"  memory   about {whole:.3g} GB a process{sharded}: {fits} a card of {on.card_gb:g} GB",
+        f"  memory   about {about}: {fits} a card of {on.card_gb:g} GB",
         f"           {parts}",
     ]
 
@@ -279,7 +290,7 @@ def commands(
 ) -> list[str]:
     """Everything to be run, in order."""
     runs = Path("runs") / config.stem
-    launch = f"accelerate launch --num_processes {on.processes}{f' {FSDP}' if split else ''} -m"
+    launch = f"accelerate launch {options(on, split)} -m"
     lines = pool_servers(pool, on.card_gb * GB)
     if router is None and settings.base is not None:
         router = str(runs / "router")
@@ -293,15 +304,25 @@ def commands(
     router = router or "lab"
     if on.processes == 1 and all(phase.vllm != "server" for _, phase in phases(settings)):
         rounds = f"--config {config} --router {router} --out {runs}/rl"
-        return [*lines, f"python -m training.alternate {rounds}"]
+        run = launch if on.launch else "python -m"
+        return [*lines, f"{run} training.alternate {rounds}"]
     for module, phase in phases(settings):
         if phase.vllm == "server":
-            lines.append(policy_server(phase, Path(router) / module))
+            lines.append(policy_server(phase, Path(router) / module, on.processes))
         lines.append(
             f"{launch} training.grpo --config {config} --module {module} --router {router} "
             f"--out {runs}/rl/{module} --outcomes {runs}/rl/outcomes.sqlite"
         )
     return lines
+
+
+def options(on: Machine, split: bool) -> str:
+    """Of `accelerate launch`; a file is named where one was given or the model is to be split."""
+    processes = f"--num_processes {on.processes}"
+    if on.launch is None:
+        return f"--config_file {FSDP_FILE} {processes}" if split else processes
+    named = f"--config_file {on.launch.file}"
+    return named if on.processes == on.launch.processes else f"{named} {processes}"
 
 
 def indented(lines: Sequence[str]) -> list[str]:

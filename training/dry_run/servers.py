@@ -53,7 +53,14 @@ def _cards(model: str, card_bytes: float) -> int:
     return cards
 
 
-def policy_server(phase: Phase, module: Path) -> str:
-    """vLLM for the policy, to which TRL sends new weights over NCCL after each step."""
-    port = urlsplit(phase.vllm_url).port or 80
-    return f"trl vllm-serve --model {shlex.quote(str(module))} --port {port}"
+def policy_server(phase: Phase, module: Path, processes: int) -> str:
+    """vLLM for the policy, on the cards after those of the processes; TRL sends it new weights over
+    NCCL after each step.
+    """
+    at = urlsplit(phase.vllm_url)
+    cards = ",".join(str(processes + n) for n in range(phase.vllm_cards))
+    return (
+        f"CUDA_VISIBLE_DEVICES={cards} trl vllm-serve --model {shlex.quote(str(module))} "
+        f"--host {at.hostname} --port {at.port or 80} "
+        f"--tensor_parallel_size {phase.vllm_cards} --dtype bfloat16"
+    )
