@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from r2graph.allocate import Allocator, CheapestFirst
+from r2graph.cli import app
 from r2graph.cli.replay import evaluate_replay
 from r2graph.errors import ConfigError, TraceFileError
 from r2graph.explore import ExploringAllocator
@@ -272,11 +274,10 @@ def test_many_models_are_set_against_the_best_single_one_at_its_cost() -> None:
     json.dumps(result)
 
 
-def test_the_command_line_shows_and_saves_a_replay(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    evaluate_replay("llmrouter", DATA, tmp_path / "result.json", repeats=1)
-    assert "best single" in capsys.readouterr().out
+def test_the_command_line_shows_and_saves_a_replay(tmp_path: Path) -> None:
+    where = ["--data", str(DATA), "--json", str(tmp_path / "result.json")]
+    said = CliRunner().invoke(app, ["eval", "--replay", "llmrouter", "--repeats", "1", *where])
+    assert "best single" in said.stdout
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["replay"], result["n"]) == ("llmrouter", 40)
     with pytest.raises(ConfigError, match="--data"):
