@@ -78,7 +78,10 @@ class _Breaker:
     rests_until: float = 0.0
     """When a probe may be sent; of use while `is_open`."""
     is_open: bool = False
-    probing: bool = False
+    probe: int | None = None
+    """The number of the call that it is being tried with. An earlier probe, sent before another
+    process closed the breaker, is a call like others.
+    """
     answered: float = float("-inf")
     """When the last answer came that counts."""
     changes: int = 0
@@ -130,9 +133,9 @@ class Health:
         with self._lock:
             breaker = self._breaker(member)
             if breaker.is_open:
-                if breaker.probing or self._clock() < breaker.rests_until:
+                if breaker.probe is not None or self._clock() < breaker.rests_until:
                     return None
-                breaker.probing = True
+                breaker.probe = breaker.sent + 1
             breaker.sent += 1
             return Pass(member, breaker.sent, is_probe=breaker.is_open)
 
@@ -140,7 +143,7 @@ class Health:
         """The call was answered."""
         with self._lock:
             breaker = self._breaker(leave.member)
-            if leave.is_probe:
+            if breaker.probe == leave.number:
                 _forget(breaker)
                 self._close(breaker)
             self._record(breaker, failed=False)
@@ -164,16 +167,18 @@ class Health:
                 breaker.failing_from = min(leave.number, breaker.failing_from)
             breaker.in_a_row += 1
             self._record(breaker, failed=True)
-            if leave.is_probe:
-                breaker.probing = False
-            if leave.is_probe if breaker.is_open else self._is_failing(breaker):
+            is_probe = breaker.probe == leave.number
+            if is_probe:
+                breaker.probe = None
+            if is_probe if breaker.is_open else self._is_failing(breaker):
                 self._open(leave.member, breaker)
 
     def withdraw(self, leave: Pass) -> None:
         """The call was not sent after all, or says nothing about the member."""
-        if leave.is_probe:
-            with self._lock:
-                self._breaker(leave.member).probing = False
+        with self._lock:
+            breaker = self._breaker(leave.member)
+            if breaker.probe == leave.number:
+                breaker.probe = None
 
     def is_open(self, member: str) -> bool:
         """Whether the member is being left alone."""
@@ -225,7 +230,7 @@ class Health:
         if rest is None:
             if breaker.is_open:  # it has answered another
                 _forget(breaker)
-                breaker.is_open = breaker.probing = False
+                breaker.is_open, breaker.probe = False, None
                 breaker.in_a_row = breaker.rests = 0
         elif rest.left_s <= 0 or breaker.answered > now - rest.age_s:
             return
@@ -272,7 +277,7 @@ class Health:
     def _close(self, breaker: _Breaker) -> None:
         if breaker.is_open:
             self._changed(breaker)
-        breaker.is_open = breaker.probing = False
+        breaker.is_open, breaker.probe = False, None
 
     def _changed(self, breaker: _Breaker) -> None:
         breaker.changes += 1

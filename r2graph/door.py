@@ -248,17 +248,20 @@ class Door:
 
         Not a step of the generator: it may be closing.
         """
+        request = attempt.request
         self._health.withdraw(cast(Pass, attempt.leave))
         if attempt.is_sent:  # it may be answered, and billed, for all we know
-            self._settle(attempt, attempt.request.worst_usage, attempt.request.worst_cost, ok=False)
+            usage, cost = request.lost_usage, request.lost_cost
+            self._settle(attempt, usage, cost, ok=False, estimated=request.is_billed)
         elif attempt.ticket is not None:
             self.meter.withdraw(attempt.ticket)
         if attempt.page is not None and attempt.number:
             with suppress(LedgerError):  # something else is being raised, and goes first
-                if attempt.is_sent:
+                if attempt.is_sent and request.is_billed:
                     attempt.page.doubt(attempt.number)
                 else:
-                    attempt.page.fail(attempt.number, Decimal(0), "not sent")
+                    kind = "interrupted" if attempt.is_sent else "not sent"
+                    attempt.page.fail(attempt.number, Decimal(0), kind)
 
     def _read(self, attempt: Attempt, message: AIMessage) -> Response:
         request, is_json = attempt.request, attempt.call.schema is not None
@@ -285,8 +288,8 @@ class Door:
         """Enter a failed call in the books. Raises the error if it is one of the set-up."""
         request = attempt.request
         kind = failure_kind(error)
-        cost = request.worst_cost if may_be_billed(error) else Decimal(0)
-        usage = request.worst_usage if cost else Usage()
+        cost = request.lost_cost if may_be_billed(error) else Decimal(0)
+        usage = request.lost_usage if cost else Usage()
         if kind in OF_THE_CALL or isinstance(error, ConfigError):
             self._health.withdraw(cast(Pass, attempt.leave))
         else:

@@ -26,6 +26,7 @@ R2Error
 ├── ModelCallError                  a pool member's call failed
 ├── CheckpointError                 a checkpoint holds what this graph cannot have written
 ├── LedgerError                     the call ledger cannot be read or written
+├── WorkerError                     a process that did a part of the work failed
 └── LimitExceeded                   a call would pass a limit of the run
 """
 
@@ -222,6 +223,16 @@ class LimitExceeded(R2Error):  # noqa: N818 - it ends a run as planned, so it is
             f"the run reached its limit of {limit}: raise it, or accept the partial result"
         )
         self.limit: LimitName = limit
+
+
+class WorkerError(R2Error):
+    """A process that did a part of the work ended, or failed in a way that nobody foresaw."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(
+            f"a worker failed ({kind}): what was done is on record where `--out` names a file, and "
+            "the same command goes on from there; a worker that just ends may be short of memory"
+        )
 
 
 _REMEDIES: dict[CallErrorKind, str] = {

@@ -17,6 +17,8 @@ from langgraph.constants import TAG_NOSTREAM
 
 from r2graph.calls import ModelCall, T, worst_usage
 from r2graph.errors import ModelCallError
+from r2graph.local import ChatLocal
+from r2graph.pricing import Usage
 from r2graph.scrub import scrubbing
 
 # What a message of an earlier turn may carry and no model is sent.
@@ -34,6 +36,11 @@ class Request:
         self.worst_usage = worst_usage(call, max_output_tokens)
         self.worst_cost = call.spec.price.cost(self.worst_usage)
         self._model, bound = _unbound(_model(call))
+        self.is_billed = not isinstance(self._model, ChatLocal)
+        """Whether somebody sends a bill: nobody does for what runs in this process."""
+        self.lost_usage = self.worst_usage if self.is_billed else Usage()
+        """What a call counts for whose answer never came, though it may have been made."""
+        self.lost_cost = call.spec.price.cost(self.lost_usage)
         self._options = bound | options(call, self.worst_usage.output_tokens)
         self._config = RunnableConfig(
             tags=[f"r2:{call.role}"], run_name=call.spec.name, callbacks=scrubbing()
@@ -47,7 +54,10 @@ class Request:
         return time.monotonic() - self._began
 
     def invoke(self, timeout_s: float) -> AIMessage:
-        """Raises what the chat model raises, or `TimeoutError`."""
+        """Raises what the chat model raises, or `TimeoutError`.
+
+        A local model is loaded first: that is set-up, and the call's time begins after it.
+        """
 
         def work() -> AIMessage:
             message: AIMessage = self._model.invoke(
@@ -55,11 +65,15 @@ class Request:
             )
             return message
 
+        if isinstance(self._model, ChatLocal):
+            self._model.load()
         self._began = time.monotonic()
         return _within(timeout_s, work)
 
     async def ainvoke(self, timeout_s: float) -> AIMessage:
         """As `invoke`."""
+        if isinstance(self._model, ChatLocal):
+            await self._model.aload()
         self._began = time.monotonic()
         async with asyncio.timeout(timeout_s):
             message: AIMessage = await self._model.ainvoke(

@@ -11,11 +11,13 @@ import multiprocessing
 import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from typing import Any, Literal, TypeVar
 
-from r2graph.errors import MissingExtraError, R2Error
+from r2graph.errors import MissingExtraError, R2Error, WorkerError
 
 Engine = Literal["local", "ray"]
 
@@ -34,8 +36,11 @@ def spread(
 
     On Ray, a cluster as `RAY_ADDRESS` names it or one of this machine, a worker takes a core, and a
     shard whose worker or machine is lost is done again by another: what it has paid for, a ledger
-    has to know. Raises what a worker raises, and `MissingExtraError` without Ray.
+    has to know. Raises what a worker raises, of other processes only `R2Error`s and for all else
+    `WorkerError`; `MissingExtraError` without Ray.
     """
+    if not shards:
+        return iter(())
     if engine == "ray":
         return _on_ray(opens, shards, workers)
     if workers == 1:
@@ -52,69 +57,77 @@ def _in_processes(opens: Opens[S, R], shards: Sequence[S], workers: int) -> Iter
     # Spawned, not forked: torch and event loops do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _begin, (opens,)) as processes:
-        futures = [processes.submit(_work, shard) for shard in shards]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            processes.shutdown(cancel_futures=True)
+        left = iter(shards)
+        running = {processes.submit(_work, shard) for shard in islice(left, workers)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                try:
+                    result = _told(future.result())
+                except BrokenProcessPool:
+                    raise WorkerError("it ended") from None
+                running |= {processes.submit(_work, shard) for shard in islice(left, 1)}
+                yield result
 
 
-class _Open:
-    """The worker of another process, opened for its first shard."""
+class _Elsewhere:
+    """The worker of another process, opened for its first shard. Its errors are results: what does
+    not pickle would end the process, and Ray repeats what fails.
+    """
 
     def __init__(self, opens: Opens[Any, Any]) -> None:
-        self._opens = opens
+        self._held = opens()  # a worker is closed when nobody holds it
         self._worker: Worker[Any, Any] | None = None
 
     def __call__(self, shard: Any) -> Any:
-        if self._worker is None:
-            self._held = self._opens()  # it would be closed if nobody held it
-            self._worker = self._held.__enter__()
-        return self._worker(shard)
+        try:
+            if self._worker is None:
+                self._worker = self._held.__enter__()
+            return self._worker(shard)
+        except R2Error as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - its text may hold anything
+            return WorkerError(type(error).__name__)
 
 
-_open: _Open  # of a process that was spawned
+def _told(result: Any) -> Any:
+    if isinstance(result, R2Error):
+        raise result
+    return result
+
+
+_elsewhere: _Elsewhere  # of a process that was spawned
 
 
 def _begin(opens: Opens[Any, Any]) -> None:
-    global _open
-    _open = _Open(opens)
+    global _elsewhere
+    _elsewhere = _Elsewhere(opens)
 
 
 def _work(shard: Any) -> Any:
-    return _open(shard)
+    return _elsewhere(shard)
 
 
 def _on_ray(opens: Opens[S, R], shards: Sequence[S], workers: int) -> Iterator[R]:
     with _cluster(workers) as ray:
         rows = [{"shard": pickle.dumps(shard)} for shard in shards]
-        pool = ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1)
+        pool = ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2)
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
             _Actor, fn_constructor_args=(pickle.dumps(opens),), compute=pool, num_cpus=1
         )
         done.context.enable_progress_bars = False
         for row in done.iter_rows():
-            result = pickle.loads(row["result"])
-            if isinstance(result, R2Error):
-                raise result
-            yield result
+            yield _told(pickle.loads(row["result"]))
 
 
 class _Actor:
-    """A worker on Ray. Its errors are results: Ray would wrap them, and repeat what it cannot
-    pickle. Pickles, so that no table of Ray's shows what is in a shard.
-    """
+    """A worker on Ray; it takes pickles, so that no table of Ray's shows what is in a shard."""
 
     def __init__(self, opens: bytes) -> None:
-        self._open = _Open(pickle.loads(opens))
+        self._elsewhere = _Elsewhere(pickle.loads(opens))
 
     def __call__(self, row: Mapping[str, bytes]) -> dict[str, bytes]:
-        try:
-            result = self._open(pickle.loads(row["shard"]))
-        except R2Error as error:
-            result = error
-        return {"result": pickle.dumps(result)}
+        return {"result": pickle.dumps(self._elsewhere(pickle.loads(row["shard"])))}
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -390,6 +390,35 @@ def test_a_failed_probe_of_one_makes_the_rest_of_all_longer(
     other.health.fail(leave(other.health))
     other.clock.now += 3 * REST_S - 1
     assert other.health.admit("a") is None  # it goes on counting where the first one was
+
+
+@pytest.mark.parametrize("ended", [Health.withdraw, Health.fail, Health.succeed])
+def test_a_probe_that_others_made_needless_does_not_speak_for_the_next(
+    replicas: tuple[Replica, Replica], ended: Callable[[Health, Pass], None]
+) -> None:
+    one, other = replicas
+    opened(one.health)
+    one.share()
+    other.share()
+    for each in replicas:
+        each.clock.now += REST_S + 1
+    first = leave(one.health)
+    other.health.succeed(leave(other.health))
+    other.share()
+    one.share()
+    assert not one.open("a")
+    opened(one.health)
+    one.clock.now += REST_S + 1
+    second = leave(one.health)
+    assert second.is_probe
+    ended(one.health, first)
+    assert one.open("a")
+    assert one.health.admit("a") is None  # the second is still on its way
+    one.health.fail(second)
+    one.clock.now += 2 * REST_S - 1
+    assert one.health.admit("a") is None
+    one.clock.now += 2
+    assert leave(one.health).is_probe  # the rest of a second time
 
 
 def test_the_rest_of_a_process_that_died_ends_by_itself(source: str) -> None:

@@ -103,7 +103,7 @@ def test_texts_are_shown_as_they_are() -> None:
         ("run|hi|--router|nowhere", "nowhere"),
         ("eval|--methods|best", "no method is called 'best'"),
         ("eval|--benchmarks|arith,sudoku", "no benchmark is called 'sudoku'"),
-        ("eval|--json|nowhere/rows.json", "nowhere is no directory"),
+        ("eval|--json|/dev/null/rows.json", "/dev/null is no directory"),
     ],
 )
 def test_bad_input_is_a_message_on_standard_error_and_exit_code_2(

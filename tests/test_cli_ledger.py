@@ -60,6 +60,17 @@ def test_runs_are_shown_with_their_calls_dollars_and_doubts(path: str) -> None:
     assert re.search(r"\s*\n".join(told), done.output), done.output
 
 
+def test_the_id_of_a_run_is_one_word_in_a_narrow_terminal(tmp_path: Path) -> None:
+    path = str(tmp_path / "ledger.sqlite")
+    with Ledger(path) as ledger:
+        for number in range(3):
+            lost = ledger.page(RUNS[0], "verifier", "m1", f"s{number}", "q")
+            lost.intend(Decimal("0.123456789012345678"))
+            lost.doubt(1)
+    done = CliRunner().invoke(app, ["ledger", path], env={"COLUMNS": "80"})
+    assert f"{RUNS[0]} " in done.output
+
+
 def test_one_run_is_shown_call_by_call(path: str) -> None:
     done = r2graph(path, RUNS[1])
     assert done.exit_code == 0, done.output

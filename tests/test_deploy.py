@@ -34,6 +34,7 @@ KUBERNETES = {
 POD = KUBERNETES["Deployment"]["spec"]["template"]["spec"]
 [CONTAINER] = POD["containers"]
 SERVICE = COMPOSE["services"]["r2graph"]
+RESOLVES = (1, 27, 3)  # nginx, `resolve` in an upstream
 VARIABLES = {KEY_VARIABLE, LEDGER_VARIABLE, POOL_BUDGET_VARIABLE, *KEY_VARIABLES.values()}
 
 
@@ -75,7 +76,7 @@ def test_no_secret_is_in_the_files() -> None:
 def test_all_speak_of_one_port() -> None:
     port = ENTRYPOINT[ENTRYPOINT.index("--port") + 1]
     assert re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.M) == [port]
-    assert re.findall(r"server r2graph:(\d+);", NGINX) == [port]
+    assert re.findall(r"server r2graph:(\d+) resolve;", NGINX) == [port]
     [of_pod], [of_service] = CONTAINER["ports"], KUBERNETES["Service"]["spec"]["ports"]
     assert (str(of_pod["containerPort"]), of_service["targetPort"]) == (port, of_pod["name"])
     assert f"127.0.0.1:{port}/healthz" in DOCKERFILE
@@ -121,13 +122,48 @@ def test_what_the_dockerfile_copies_and_installs_is_there() -> None:
     assert set(extras.split(",")) <= set(project["optional-dependencies"])
 
 
+def test_the_image_is_built_by_the_name_that_kubernetes_pulls() -> None:
+    [built] = re.findall(r"docker build .* -t (\S+) ", DOCKERFILE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert CONTAINER["image"] == built == f"r2graph:{project['version']}"
+
+
+def test_all_that_the_dockerfile_copies_is_sent_to_docker_and_nothing_else() -> None:
+    everything, *lines = [
+        line
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if not line.startswith("#")
+    ]
+    assert everything == "*"
+    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.M)
+    sent = {line[1:] for line in lines if line.startswith("!")}
+    assert sent == {path for paths in copied for path in paths.split()}
+
+
+def version(text: str) -> tuple[int, ...]:
+    """The first one in a text."""
+    return tuple(map(int, re.findall(r"\d+(?:\.\d+)+", text)[0].split(".")))
+
+
+def test_the_nginx_of_the_composition_finds_replicas_that_come_later() -> None:
+    """`resolve` wants a resolver, a zone, and a version that has it outside of the paid one."""
+    assert re.search(r"^    resolver 127\.0\.0\.11 valid=\d+s;", NGINX, re.M)
+    [upstream] = re.findall(r"upstream replicas \{.*?\}", NGINX, re.S)
+    assert "zone replicas " in upstream
+    assert version(COMPOSE["services"]["nginx"]["image"]) > RESOLVES
+
+
 def test_nginx_takes_its_configuration(tmp_path: Path) -> None:
     assert "client_max_body_size 1m;" in NGINX
     assert MAX_BODY_BYTES == 2**20
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if program is None:
         pytest.skip("nginx is not installed")
-    (tmp_path / "nginx.conf").write_text(NGINX.replace("server r2graph:", "server 127.0.0.1:"))
+    told = subprocess.run([program, "-v"], capture_output=True, text=True).stderr
+    conf = NGINX
+    if version(told) < RESOLVES:  # all but the word that it does not know
+        conf = NGINX.replace("server r2graph:8000 resolve;", "server 127.0.0.1:8000;")
+    (tmp_path / "nginx.conf").write_text(conf)
     place = f"pid {tmp_path}/pid; error_log stderr;"
     options = ["-t", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf"), "-g", place]
     done = subprocess.run([program, *options], capture_output=True, text=True)

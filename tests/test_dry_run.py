@@ -47,6 +47,9 @@ PARAMETERS = {
 }
 
 
+FSDP_1 = "distributed_type: FSDP\nnum_processes: 8\nfsdp_config: "
+
+
 @pytest.fixture(autouse=True)
 def _empty_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens to be on the machine decides nothing; nothing runs where the tests run."""
@@ -90,6 +93,9 @@ def test_the_papers_settings_are_told_of_without_weights_or_keys(
     assert "Qwen/Qwen2.5-72B-Instruct --host 127.0.0.1 --port 8007 --tensor-parallel-size 4" in told
     assert f"accelerate launch --config_file {launch.file} --num_processes 6 -m" in told
     [server] = re.findall("CUDA_VISIBLE_DEVICES=6,7 trl vllm-serve (.*router/allocator.*)", told)
+    assert told.count("fits a card of 80 GB, if prompts have 256 tokens: there are no queries") == 2
+    assert "at most 147,456 tokens" in told  # 192 completions of 256 + 512
+    assert re.search("# the pool's servers: on other machines, or cards .*\n  vllm serve", told)
     parser = make_parser()
     [serves] = parser.parse_args_and_config(shlex.split(server))[:1]
     assert (serves.model, serves.host, serves.port, serves.tensor_parallel_size) == (
@@ -128,11 +134,11 @@ def test_memory_is_split_as_the_accelerate_file_says() -> None:
     [
         ("distributed_type: FSDP\nnum_process: 8\n", "accelerate does not read"),
         ("distributed_type: FSDP\nnum_processes: 16\nnum_machines: 2\n", "several machines"),
+        (FSDP_1 + "{fsdp_version: 1, fsdp_reshard_after_forward: FULL_SHARD}", "fsdp_version to 2"),
+        (FSDP_1 + "{fsdp_sharding_strategy: NO_SHARD}", "fsdp_reshard_after_forward to true"),
     ],
 )
-def test_a_file_that_accelerate_does_not_read_is_an_error(
-    tmp_path: Path, text: str, says: str
-) -> None:
+def test_a_file_that_is_not_to_be_read_is_an_error(tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "accelerate.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=says):
@@ -143,7 +149,7 @@ def test_a_model_that_is_whole_in_each_process_is_not_split(tmp_path: Path) -> N
     file = tmp_path / "accelerate.yaml"
     for kind in (
         "MULTI_GPU",
-        "FSDP\nfsdp_config: {fsdp_reshard_after_forward: false}",
+        "FSDP\nfsdp_config: {fsdp_version: 2, fsdp_reshard_after_forward: false}",
         "DEEPSPEED\ndeepspeed_config: {zero_stage: 2}",
     ):
         file.write_text(f"num_processes: 4\ndistributed_type: {kind}\n")
@@ -174,6 +180,8 @@ def test_a_router_that_is_there_renders_prompts_by_its_own_template(tmp_path: Pa
     assert "| <s>plan: 2 + 3 * 4<sep>" in told
     assert re.search(r"\| <s>q\d+\n +\| s1: 3 \* 4\n +\| s2: 2 \+ \{s1\}<sep>", told)
     assert "everything is there" in told
+    assert "no queries yet" not in told
+    assert "the pool's servers" not in told
 
 
 def test_a_completion_that_would_be_cut_off_is_an_error(tmp_path: Path) -> None:

@@ -368,6 +368,7 @@ def test_the_command_reports_on_the_lab_and_says_why_answers_are_wrong(tmp_path:
 
 
 def test_a_report_that_cannot_be_saved_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["eval", "--report", str(tmp_path / "no" / "report")])
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(app, ["eval", "--report", f"{tmp_path}/file/report"])
     assert done.exit_code == 2
     assert "is no directory" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -232,6 +233,27 @@ def test_an_expected_call_is_its_characters_and_a_reply_of_usual_length(data: Pa
     query = QUERY.format(1) + "\n\nEnd with a line `answer: …` that holds the number alone."
     assert line.expected_usd == pytest.approx((len(query) // 4 + 256) / 1e6)
     assert line.worst_usd == pytest.approx((len(query.encode()) + 16 + 1024) / 1e6)
+
+
+def test_an_estimate_for_the_lab_keeps_to_its_context_and_worst_is_never_less(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    methods = ("router", "cascade", "plan-9", "single-9")
+    lines = estimate(Setup("lab", methods, router="lab", limit=4), ["arith", "geo"])
+    assert [line.method for line in lines] == [*methods, *methods]
+    for line in lines:
+        assert 0 < line.expected_usd <= line.worst_usd
+    assert not caplog.records  # transformers would warn of a prompt that passes the context
+
+
+def test_a_small_context_bounds_the_tokens_of_an_expected_call(data: Path) -> None:
+    pool = farm(0)
+    small = pool.members[0].model_copy(update={"context_length": 16})
+    pool = pool.model_copy(update={"members": (small,)})
+    [line] = estimate(Setup(pool, ("single-1",), data=data, limit=1), ["gsm8k"])
+    assert line.expected_usd == pytest.approx((16 + 8) / 1e6)
+    assert line.expected_usd == line.worst_usd
 
 
 # The command

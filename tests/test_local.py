@@ -11,9 +11,11 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, ClassVar
@@ -33,11 +35,23 @@ from transformers import (
     PreTrainedModel,
 )
 
-from r2graph.errors import ConfigError, ModelFileError, PromptTooLongError, QueryError
+from r2graph.attempt import Books
+from r2graph.calls import ModelCall
+from r2graph.door import Door
+from r2graph.errors import (
+    ConfigError,
+    ModelCallError,
+    ModelFileError,
+    PromptTooLongError,
+    QueryError,
+)
+from r2graph.ledger import Budget, Ledger
+from r2graph.limits import Limits, Meter
 from r2graph.local import ChatLocal
 from r2graph.local.decoding import Batch, draw
 from r2graph.local.engine import open_engine, serve
 from r2graph.local.generation import Generation, Options, Vocabulary, settled
+from tests.fakes import member
 from tests.tiny_models import SPECIAL, tiny_model, tiny_tokenizer, write_babbler, write_parrot
 
 ENDLESS = 1_000_000  # a context that no test fills
@@ -476,6 +490,97 @@ def test_two_models_do_not_answer_from_each_others_cache(parrot: str, babbler: s
 
 def test_text_is_counted_in_the_models_own_tokens(parrot: str) -> None:
     assert ChatLocal(model=parrot).get_num_tokens("é!") == 3
+
+
+# Behind the door: calls with a time limit, on the bill.
+
+
+class SlowToLoad(ChatLocal):
+    """A model whose weights take their time."""
+
+    load_s: float
+
+    def _engine(self, model: str) -> Any:
+        if model not in self._engines:
+            time.sleep(self.load_s)
+        return super()._engine(model)
+
+
+def asking(chat: ChatLocal) -> ModelCall:
+    return ModelCall("executor", member("m1", chat, "1000000"), [HumanMessage("hi")])
+
+
+def hurried(call_timeout_s: float, books: Books | None = None) -> Door:
+    return Door(Meter(Limits(call_timeout_s=call_timeout_s, max_output_tokens=10_000)), books=books)
+
+
+def test_loading_takes_no_time_of_the_first_call(parrot: str) -> None:
+    ChatLocal(model=parrot).invoke("hi")  # whatever else is slow at first
+    reply = hurried(1.0).call(asking(SlowToLoad(model=parrot, load_s=1.5)))
+    assert reply.text == "so éwi"
+    assert reply.seconds < 1.0
+
+
+async def test_loading_takes_no_time_of_the_first_call_and_none_of_the_event_loop(
+    parrot: str,
+) -> None:
+    await ChatLocal(model=parrot).ainvoke("hi")
+    call = asyncio.create_task(hurried(1.0).acall(asking(SlowToLoad(model=parrot, load_s=1.5))))
+    beats = 0
+    while not call.done():
+        await asyncio.sleep(0.1)
+        beats += 1
+    assert (await call).text == "so éwi"
+    assert call.result().seconds < 1.0
+    assert beats >= 5
+
+
+def test_a_directory_that_does_not_read_is_a_fault_of_the_set_up_behind_the_door_too() -> None:
+    through = hurried(1.0)
+    with pytest.raises(ModelFileError):
+        through.call(asking(ChatLocal(model="no/such/directory")))
+    assert (through.meter.spent, through.bill) == (0, [])
+
+
+@pytest.fixture
+def books(tmp_path: Path) -> Iterator[Books]:
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        yield Books(ledger, "run 1", budget=Budget(usd=Decimal(100_000)))
+
+
+def assert_free(through: Door, books: Books) -> None:
+    """The call is on the bill and in the ledger, and nothing was spent or is held for it."""
+    (entry,), (line,) = through.bill, books.ledger.lines()
+    assert (entry["ok"], entry["input_tokens"], entry["output_tokens"]) == (False, 0, 0)
+    assert entry["cost_usd"] == "0"
+    assert "estimated" not in entry
+    assert (through.meter.calls, through.meter.spent, through.meter._held) == (1, 0, {})
+    assert (line.state, line.usd) == ("failed", 0)
+    assert books.budget
+    assert books.ledger.left(books.budget) == books.budget.usd
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_call_that_times_out_here_is_billed_by_nobody(
+    babbler: str, books: Books, asynchronous: bool
+) -> None:
+    through, call = hurried(0.05, books), asking(ChatLocal(model=babbler, timeout=1.0))
+    with pytest.raises(ModelCallError) as caught:
+        await through.acall(call) if asynchronous else through.call(call)
+    assert caught.value.kind == "timeout"
+    assert_free(through, books)
+
+
+async def test_a_call_that_is_cancelled_here_is_billed_by_nobody(
+    babbler: str, books: Books
+) -> None:
+    through = hurried(PATIENCE_S, books)
+    call = asyncio.create_task(through.acall(asking(ChatLocal(model=babbler))))
+    await asyncio.sleep(0.3)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert_free(through, books)
 
 
 # Bad input

@@ -407,7 +407,7 @@ def test_what_holds_no_checkpoints_is_a_message(
         ("nowhere", out): "nowhere is no file of LangGraph checkpoints",
         (str(tmp_path / "text"), out): "text is no file of LangGraph checkpoints",
         (str(tmp_path / "empty"), out): "empty is no file of LangGraph checkpoints",
-        (str(checkpoints), "nowhere/out.jsonl"): "nowhere is no directory",
+        (str(checkpoints), f"{tmp_path}/text/out.jsonl"): "text is no directory",
         (str(checkpoints), out, "--thread", "9"): "there is no thread '9'",
     }.items():
         file, to, *options = arguments

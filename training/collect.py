@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
 from random import Random
 from uuid import NAMESPACE_OID, UUID, uuid5
@@ -302,6 +303,8 @@ def parsed() -> argparse.Namespace:
     given = parser.parse_args()
     if given.benchmark == "arith-deep" and given.split == "train":
         parser.error("training has no queries as deep as those of arith-deep: use --split test")
+    if min(given.workers, given.concurrency) < 1:
+        parser.error("--workers and --concurrency are 1 or more")
     return given
 
 
@@ -332,21 +335,27 @@ def main() -> None:
         given.out.open("ab", buffering=0) as file,
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
-        bar = progress.add_task(given.benchmark, total=len(wanted), completed=len(done))
+        bar = progress.add_task(
+            given.benchmark, total=len(wanted), completed=len(wanted) - len(left)
+        )
         tick = partial(progress.advance, bar)
         here = (file.write, tick) if is_here else ()
         opens = partial(opened, equipment(given), *here)
-        size = SHARD * given.concurrency
+        size = min(SHARD * given.concurrency, max(1, ceil(len(left) / given.workers)))
         shards = [left[start : start + size] for start in range(0, len(left), size)]
         failed, hits, misses = Counter[str](), 0, 0
         for made in spread(opens, shards, engine=given.engine, workers=given.workers):
             for line in made.lines:
                 file.write(line)
                 tick()
+            for _ in range(0 if is_here else made.failed.total()):
+                tick()
             failed += made.failed
             hits, misses = hits + made.hits, misses + made.misses
     for kind, times in failed.items():
         print(f"{times} runs left no trace: {kind}", file=sys.stderr)
+    if left and failed.total() == len(left):
+        raise SystemExit("no run left a trace: `r2graph pool check` tells why")
     if given.outcomes is not None:
         print(f"{hits / max(1, hits + misses):.0%} of the calls were known", file=sys.stderr)
 

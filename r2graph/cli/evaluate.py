@@ -8,11 +8,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from r2graph.cli.options import PoolName, Quality, RouterName, open_pool, router_for
+from r2graph.cli.options import (
+    PoolName,
+    Quality,
+    RouterName,
+    make_parent,
+    open_pool,
+    router_for,
+)
 from r2graph.cli.replay import evaluate_replay
 
 if TYPE_CHECKING:
@@ -132,7 +139,8 @@ def evaluate(
         int, typer.Option(min=1, help="Processes, of this machine or of the cluster.")
     ] = 1,
     engine: Annotated[
-        str, typer.Option(help="local, or ray: the cluster of RAY_ADDRESS, or this machine.")
+        Literal["local", "ray"],
+        typer.Option(help="ray: the cluster of RAY_ADDRESS, or one of this machine."),
     ] = "local",
     ledger: Annotated[
         str | None,
@@ -146,7 +154,7 @@ def evaluate(
     if replay is not None:
         evaluate_replay(replay, data, json_file, repeats)
         return
-    from r2graph.errors import ConfigError, MissingExtraError
+    from r2graph.errors import MissingExtraError
     from r2graph.pricing import to_dollars
 
     try:
@@ -172,8 +180,8 @@ def evaluate(
         report_dir,
     )
     for file in saved:
-        if file is not None and not file.parent.is_dir():
-            raise ConfigError(f"{file.parent} is no directory: nothing could be saved there")
+        if file is not None:
+            make_parent(file)
     members = open_pool(pool)
     setup = Setup(
         pool=pool,
@@ -195,7 +203,7 @@ def evaluate(
     if dry_run:
         _show_estimates(setup, names)
         return
-    done = _with_progress(setup, names, _engine(engine), workers)
+    done = _with_progress(setup, names, engine, workers)
     table, verdicts = rows(done.outcomes), bars(done.outcomes)
     measured = scores(done.outcomes, singles(members))
     found = curves(done.outcomes, quality) if frontier_file is not None else {}
@@ -214,14 +222,6 @@ def evaluate(
     if done.stopped:
         typer.echo(f"stopped: more could have passed ${max_usd}; the rest is not done", err=True)
         raise typer.Exit(1)
-
-
-def _engine(name: str) -> Engine:
-    from r2graph.errors import ConfigError
-
-    if name not in ("local", "ray"):
-        raise ConfigError(f"no engine is called {name!r}: there are local and ray")
-    return cast("Engine", name)
 
 
 def _with_progress(setup: Setup, names: list[str], engine: Engine, workers: int) -> Evaluation:

@@ -114,6 +114,7 @@ def doubtful(calls: Sequence[Call]) -> Decimal:
 
 def runs_table(calls: Sequence[Call]) -> Table:
     table = table_of("run", numbers=("calls", "$", "in doubt", "$ in doubt"))
+    table.columns[0].no_wrap = True  # it is copied to ask for one run
     for row in runs_of(calls):
         table.add_row(*(str(cell) for cell in row.values()))
     return table

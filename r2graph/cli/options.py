@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,6 +30,18 @@ def open_pool(name: str) -> ModelPool:
         # The lab's models are too small to share: a second thread makes them ten times slower.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     return pool
+
+
+def make_parent(file: Path) -> None:
+    """Make the directory that a file is to be in; raises `ConfigError`, before any work is done."""
+    from r2graph.errors import ConfigError
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        raise ConfigError(
+            f"{file.parent} is no directory and none can be made: nothing could be saved there"
+        ) from None
 
 
 def router_for(pool: ModelPool, name: str | None) -> str | None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from r2graph.cli.options import make_parent
+
 
 def evaluate_replay(name: str, data: Path | None, json_file: Path | None, repeats: int) -> None:
     """Show the result as a table, and save all of it as JSON."""
@@ -23,8 +25,8 @@ def evaluate_replay(name: str, data: Path | None, json_file: Path | None, repeat
         raise MissingExtraError("r2graph eval --replay", "eval") from error
     if data is None:
         raise ConfigError("a replay is read from your own copy: say with --data where it lies")
-    if json_file is not None and not json_file.parent.is_dir():
-        raise ConfigError(f"{json_file.parent} is no directory: nothing could be saved there")
+    if json_file is not None:
+        make_parent(json_file)
     replay = load_replay(name, data)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:

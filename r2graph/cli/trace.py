@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from r2graph.cli.options import make_parent
+
 if TYPE_CHECKING:
     from langgraph.checkpoint.sqlite import SqliteSaver
 
@@ -31,8 +33,7 @@ def export(
 
     if out.resolve() == checkpoints.resolve():
         raise ConfigError(f"{out} holds the checkpoints: name another file for the traces")
-    if not out.parent.is_dir():
-        raise ConfigError(f"{out.parent} is no directory: nothing could be saved there")
+    make_parent(out)
     with opened(checkpoints) as saver:
         threads = Threads(saver)
         names = threads.named(thread) if thread else threads.names

@@ -7,9 +7,12 @@ expected    a reply has 256 tokens, one token is four characters, a plan has thr
 worst       a reply has as many tokens as a call may generate, a prompt as many as it has bytes, a
             plan has twelve steps, the dearest member is chosen, and no check is passed
 
-The mean of up to eight queries, in equal distances, and the cost of the longest query, times the
-number of queries. Retries of calls that failed and may be billed all the same are in neither, and
-what a cache or a record knows is in both, as if it were not known. The router's own models run.
+Expected is the mean of up to eight queries, in equal distances; worst is the dearest of these and
+the longest, by either kind, for a longer text may lead to a cheaper member. Both are times the
+number of queries. A prompt counts as no more tokens than its member's context; a reply has at most
+a quarter as many characters, so that the router's own models, which run, can read several. Retries
+of calls that failed and may be billed all the same are in neither, and what a cache or a record
+knows is in both, as if it were not known.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -39,6 +42,7 @@ from r2graph.verify import JUDGE_INSTRUCTIONS
 SAMPLE = 8
 REPLY_TOKENS, TOKEN_CHARS = 256, 4
 STEPS, MOST_STEPS = 3, 12
+ROOM = 4  # replies that a prompt of one character a token has room for
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class StandIn(BaseChatModel):
     """
 
     worst: bool
+    context: int | None
 
     @property
     def _llm_type(self) -> str:
@@ -68,11 +73,13 @@ class StandIn(BaseChatModel):
     ) -> ChatResult:
         most: int = options["max_tokens"]
         tokens = most if self.worst else min(REPLY_TOKENS, most)
-        text = self._says(messages) or "x" * (tokens * TOKEN_CHARS)
-        message = AIMessage(text)
+        said = self._says(messages)
+        room = self.context // ROOM if self.context else tokens * TOKEN_CHARS
+        message = AIMessage(said or "x" * min(tokens * TOKEN_CHARS, room))
         if not self.worst:
             sent = sum(len(each.text) for each in messages) // TOKEN_CHARS
-            written = min(tokens, len(text) // TOKEN_CHARS + 1)
+            sent = min(sent, self.context or sent)
+            written = min(tokens, len(said) // TOKEN_CHARS + 1) if said else tokens
             message.usage_metadata = UsageMetadata(
                 input_tokens=sent, output_tokens=written, total_tokens=sent + written
             )
@@ -117,19 +124,17 @@ def _benchmark(
 ) -> list[Estimate]:
     queries = [task.query for task in asked]
     some = queries[:: -(-len(queries) // SAMPLE)]
-    longest = [max(queries, key=lambda query: len(query.encode()))]
+    longest = max(queries, key=lambda query: len(query.encode()))
     likely, worst = (_lineup(setup, _stand_ins(pool, worst=worst)) for worst in (False, True))
-    return [
-        Estimate(
-            benchmark=benchmark,
-            method=name,
-            n=len(queries),
-            expected_usd=asyncio.run(_mean(likely, name, some)) * len(queries),
-            worst_usd=asyncio.run(_mean(worst, name, longest)) * len(queries),
-        )
-        for name in setup.methods
-        if not is_derived(name, pool)
-    ]
+
+    def line(name: str) -> Estimate:
+        usual = asyncio.run(_costs(likely, name, some))
+        most = max(usual + asyncio.run(_costs(worst, name, [*some, longest])))
+        n = len(queries)
+        mean = sum(usual, Decimal(0)) / len(usual)
+        return Estimate(benchmark, name, n, expected_usd=float(mean * n), worst_usd=float(most * n))
+
+    return [line(name) for name in setup.methods if not is_derived(name, pool)]
 
 
 def _lineup(setup: Setup, pool: ModelPool) -> Lineup:
@@ -138,17 +143,17 @@ def _lineup(setup: Setup, pool: ModelPool) -> Lineup:
     return Lineup(pool, router, setup.quality, {}, others=others, max_tokens=setup.max_tokens)
 
 
-async def _mean(lineup: Lineup, name: str, queries: Sequence[str]) -> float:
+async def _costs(lineup: Lineup, name: str, queries: Iterable[str]) -> list[Decimal]:
+    """Dollars for each query."""
     method = lineup.method(name)
-    answers = [await method.answer(query) for query in queries]
-    return float(sum((answer.net_usd for answer in answers), Decimal(0)) / len(answers))
+    return [(await method.answer(query)).net_usd for query in queries]
 
 
 def _stand_ins(pool: ModelPool, *, worst: bool) -> ModelPool:
     members = tuple(
         ModelSpec(
             name=spec.name,
-            model=StandIn(worst=worst),
+            model=StandIn(worst=worst, context=spec.context_length),
             price=spec.price,
             context_length=spec.context_length,
             tags=spec.tags,

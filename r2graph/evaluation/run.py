@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -87,11 +88,16 @@ def evaluate(
     Workers of a cluster keep no record: the caller's process does, as shards are done.
     """
     if unknown := set(names) - set(published.NAMES):
-        known = ", ".join(published.NAMES)
-        raise ConfigError(f"no benchmark is called {min(unknown)!r}: there are {known}")
+        there = ", ".join(published.NAMES)
+        raise ConfigError(f"no benchmark is called {min(unknown)!r}: there are {there}")
     record = Record(setup.out, settings(setup)) if setup.out else None
     courses = {name: _asked(setup, name) for name in names}
-    shards = [shard for name in names for shard in _shards(setup, name, courses[name], record)]
+    known = record.outcomes if record else {}
+    shards = [
+        shard
+        for name, asked in courses.items()
+        for shard in _shards(setup, name, asked, known, workers)
+    ]
     is_here = engine == "local" and workers == 1
     done: list[Done] = []
     with _with_money(setup, engine) as ready:
@@ -123,13 +129,18 @@ def _asked(setup: Setup, name: str) -> Sequence[Asked]:
 
 
 def _shards(
-    setup: Setup, name: str, asked: Sequence[Asked], record: Record | None
+    setup: Setup,
+    name: str,
+    asked: Sequence[Asked],
+    known: Mapping[Key, Outcome],
+    workers: int,
 ) -> Iterator[Shard]:
-    size = BATCHES * setup.concurrency
+    """As large as `BATCHES` says, but small enough that every worker gets one."""
+    size = min(BATCHES * setup.concurrency, max(1, ceil(len(asked) / workers)))
+    methods = calling(setup)
     for start in range(0, len(asked), size):
         some = asked[start : start + size]
-        keys = [(name, method, task.query) for task in some for method in calling(setup)]
-        known = record.outcomes if record else {}
+        keys = [(name, method, task.query) for task in some for method in methods]
         yield Shard(name, some, {key: known[key] for key in keys if key in known})
 
 

@@ -33,10 +33,10 @@ class ChatLocal(BaseChatModel, Options):  # type: ignore[misc] # pydantic's plug
     """A chat model that runs here: `ChatLocal(model="path/to/directory").invoke("…")`.
 
     The directory is in Hugging Face format: `config.json`, safetensors weights, a tokenizer with a
-    chat template. It is read on the first call, without running code of its own, and held once for
-    all instances with the same `model`, `device`, `dtype` and `max_batch`; concurrent calls, from
-    threads and event loops alike, share its batch. Fields of `Options` may be given again with a
-    call, and so may `model`. Not supported: tools, images, top_k, penalties.
+    chat template. It is read on the first call, or by `load`, without running code of its own, and
+    held once for all instances with the same `model`, `device`, `dtype` and `max_batch`; concurrent
+    calls, from threads and event loops alike, share its batch. Fields of `Options` may be given
+    again with a call, and so may `model`. Not supported: tools, images, top_k, penalties.
 
     Usage counts every generated token, hidden special tokens and the end included. So do the
     log-probabilities, in OpenAI's form in `response_metadata["logprobs"]`; the text has neither.
@@ -73,6 +73,14 @@ class ChatLocal(BaseChatModel, Options):  # type: ignore[misc] # pydantic's plug
         own = {"model": self.model, "device": self.device, "dtype": self.dtype, "files": files}
         return own | {name: getattr(self, name) for name in Options.model_fields}
 
+    def load(self) -> None:
+        """Import torch and read the directory, if this has not been done; raises as calls do."""
+        self._engine(self.model)
+
+    async def aload(self) -> None:
+        """As `load`, on a thread."""
+        await self._aengine(self.model)
+
     def get_token_ids(self, text: str) -> list[int]:
         """The model's own tokens of a text, without its chat template."""
         return self._engine(self.model).token_ids(text)
@@ -80,7 +88,7 @@ class ChatLocal(BaseChatModel, Options):  # type: ignore[misc] # pydantic's plug
     async def agenerate(self, *args: Any, **kwargs: Any) -> LLMResult:
         """As LangChain's, which asks on the loop what the files are: a thread reads them first."""
         if "model" not in kwargs:
-            await self._aengine(self.model)
+            await self.aload()
         return await super().agenerate(*args, **kwargs)
 
     def _generate(

@@ -28,6 +28,7 @@ from training.rl_data import Row, allocator_rows, decomposer_rows
 from training.settings import Module, Phase, Queries, Settings
 
 SFT_BATCH, SFT_TOKENS = 4, 1024  # rows of a process at once, and tokens of a row
+ASSUMED_TOKENS = 256  # of a prompt, as long as there are no queries
 GRADED = 'graded queries, {"query": "…", "gold": "…"} a line'
 MAKERS: dict[Module, str] = {
     "decomposer": "rows of `training.decompositions` or `training.trace_data`",
@@ -179,8 +180,10 @@ def about(
     rows = prompts(module, given.tasks, seed=1)
     check_columns(module, rows[0])
     texts = [at.rendered(row) for row in rows]
-    prompt = max(map(at.tokens, texts))
-    check_lengths(module, phase, longest(module, given, at), prompt, at)
+    shown = max(map(at.tokens, texts))
+    check_lengths(module, phase, longest(module, given, at), shown, at)
+    prompt = assumed_tokens(phase, at) if given.made_up else shown
+    note = f", if prompts have {prompt} tokens: there are no queries yet" if given.made_up else ""
     ordered = " > ".join(f"{role} {value:.2f}" for role, value in rewards(module, pool).items())
     size = f"{at.shape.parameters:,} parameters" if at.shape else "of unknown size"
     how = "by its chat template" if at.tokenizer else "no tokenizer here: the bare message"
@@ -195,14 +198,21 @@ def about(
     lines = [
         f"{module}, from {at.source} ({size})",
         f"  columns  {', '.join(rows[0])}",
-        f"  prompt   {how}, at most {prompt} tokens{'' if at.tokenizer else ' or so'}; the first:",
+        f"  prompt   {how}, at most {shown} tokens{'' if at.tokenizer else ' or so'}; "
+        f"{'one made up' if given.made_up else 'the first'}:",
         *(f"           | {line}" for line in texts[0].splitlines()),
         f"  reward   {ordered}",
         *arithmetic(phase, prompt, on),
         *([] if given.made_up else [epochs(phase, len(rows))]),
-        *memory_lines(memory, on),
+        *memory_lines(memory, on, note),
     ]
     return lines, memory
+
+
+def assumed_tokens(phase: Phase, at: Weights) -> int:
+    """Tokens of a prompt that nobody has seen yet, with room for its completion."""
+    room = at.shape.context - phase.max_completion_tokens if at.shape else ASSUMED_TOKENS
+    return min(ASSUMED_TOKENS, room)
 
 
 def about_sft(
@@ -261,7 +271,7 @@ def epochs(phase: Phase, rows: int) -> str:
     return f"  data     {rows:,} prompts, each seen {seen / rows:.2f} times a round"
 
 
-def memory_lines(memory: Memory | None, on: Machine) -> list[str]:
+def memory_lines(memory: Memory | None, on: Machine, note: str = "") -> list[str]:
     """Gigabytes of a process, and whether a card holds them."""
     if memory is None:
         return ["  memory   not known, as the model's size"]
@@ -275,7 +285,7 @@ def memory_lines(memory: Memory | None, on: Machine) -> list[str]:
         least, about = split, f"{whole:.3g} GB a process, {split:.3g} if split by {on.split_by}"
     fits = "fits" if least <= on.card_gb else "does NOT fit"
     return [
-        f"  memory   about {about}: {fits} a card of {on.card_gb:g} GB",
+        f"  memory   about {about}: {fits} a card of {on.card_gb:g} GB{note}",
         f"           {parts}",
     ]
 
@@ -292,6 +302,10 @@ def commands(
     runs = Path("runs") / config.stem
     launch = f"accelerate launch {options(on, split)} -m"
     lines = pool_servers(pool, on.card_gb * GB)
+    if lines:
+        lines.insert(
+            0, "# the pool's servers: on other machines, or cards that nothing below takes"
+        )
     if router is None and settings.base is not None:
         router = str(runs / "router")
         model = shlex.quote(settings.base.model)
