@@ -236,11 +236,13 @@ def test_an_expected_call_is_its_characters_and_a_reply_of_usual_length(data: Pa
 
 
 def test_an_estimate_for_the_lab_keeps_to_its_context_and_worst_is_never_less(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     methods = ("router", "plan-9")
+    told = logging.getLogger("transformers")
+    told.addHandler(caplog.handler)  # it does not propagate
     lines = estimate(Setup("lab", methods, router="lab", limit=4), ["arith"])
+    told.removeHandler(caplog.handler)
     assert [line.method for line in lines] == [*methods]
     for line in lines:
         assert 0 < line.expected_usd <= line.worst_usd

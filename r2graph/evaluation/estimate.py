@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -143,7 +143,7 @@ def _lineup(setup: Setup, pool: ModelPool) -> Lineup:
     return Lineup(pool, router, setup.quality, {}, others=others, max_tokens=setup.max_tokens)
 
 
-async def _costs(lineup: Lineup, name: str, queries: Iterable[str]) -> list[Decimal]:
+async def _costs(lineup: Lineup, name: str, queries: Sequence[str]) -> list[Decimal]:
     """Dollars for each query."""
     method = lineup.method(name)
     return [(await method.answer(query)).net_usd for query in queries]
