@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from typing import Any, Literal, TypeVar
 
-from r2graph.errors import MissingExtraError, R2Error, WorkerError
+from r2graph.errors import ConfigError, MissingExtraError, R2Error, WorkerError
 
 Engine = Literal["local", "ray"]
 
@@ -148,7 +148,13 @@ def _cluster(workers: int) -> Iterator[Any]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         options |= {"address": "local", "num_cpus": workers, "include_dashboard": False}
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    except (ConnectionError, ray.exceptions.AuthenticationError):
+        raise ConfigError(
+            f"no Ray cluster lets us in at RAY_ADDRESS={address}: check that it is up and, if it "
+            "was started with a token, that RAY_AUTH_MODE=token is set here as well"
+        ) from None
     try:
         yield ray
     finally:
