@@ -135,12 +135,13 @@ def test_a_budget_that_none_could_keep_is_refused() -> None:
 def test_a_node_is_lost_and_no_query_and_nothing_is_bought_twice(
     postgres_server: str,  # noqa: F811
 ) -> None:
-    parts = ("--parts", "lost,dollar", "--queries", "100", "--ledger", postgres_server)
+    parts = ("--parts", "lost,dollar", "--queries", "40", "--ledger", postgres_server)
     done = command("-m", "benchmarks.cluster", *parts)
     assert done.returncode == 0, done.stderr
     found = {}
     for line in done.stdout.splitlines():
-        found |= json.loads(line)
+        if line.startswith("{"):  # Ray tells of the lost node between them
+            found |= json.loads(line)
     lab, slow = found["lost"]["lab"], found["lost"]["slow"]
     assert (lab["lost"], lab["again"], lab["answers_differing"]) == (0, 0, 0)
     assert (slow["done"], slow["again"]) == (slow["queries"], 0)
