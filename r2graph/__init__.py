@@ -39,6 +39,7 @@ from r2graph.errors import (
     UnknownPriceError,
     UnsupportedCallError,
     UnsupportedQueryError,
+    WorkerError,
 )
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ __all__ = [
     "UnsupportedQueryError",
     "Usage",
     "Verifier",
+    "WorkerError",
     "create_r2_graph",
     "load_pool",
     "load_router",
