@@ -57,7 +57,7 @@ class Slow(BaseChatModel):
         return "slow"
 
     def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
-        raise NotImplementedError
+        return asyncio.run(self._agenerate(messages))
 
     async def _agenerate(
         self, messages: list[BaseMessage], *args: Any, **kwargs: Any

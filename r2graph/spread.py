@@ -59,15 +59,15 @@ def _in_processes(opens: Opens[S, R], shards: Sequence[S], workers: int) -> Iter
     with ProcessPoolExecutor(workers, context, _begin, (opens,)) as processes:
         left = iter(shards)
         running = {processes.submit(_work, shard) for shard in islice(left, workers)}
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                try:
+        try:
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
                     result = _told(future.result())
-                except BrokenProcessPool:
-                    raise WorkerError("it ended") from None
-                running |= {processes.submit(_work, shard) for shard in islice(left, 1)}
-                yield result
+                    running |= {processes.submit(_work, shard) for shard in islice(left, 1)}
+                    yield result
+        except BrokenProcessPool:
+            raise WorkerError("it ended") from None
 
 
 class _Elsewhere:

@@ -15,7 +15,8 @@ import typer
 import yaml
 
 from r2graph.cli import app as cli
-from r2graph.cli.serve import GRACE_S, LEDGER_VARIABLE, POOL_BUDGET_VARIABLE
+from r2graph.cli.options import LEDGER_VARIABLE
+from r2graph.cli.serve import GRACE_S, POOL_BUDGET_VARIABLE
 from r2graph.pool import KEY_VARIABLES
 from r2graph.serve import create_app
 from r2graph.serve.app import MAX_BODY_BYTES

@@ -95,7 +95,8 @@ def test_no_shard_is_begun_that_nobody_waits_for(tmp_path: Path) -> None:
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
+    here = {"RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | here
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
@@ -106,6 +107,31 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+ON_RAY = """
+import sys
+from functools import partial
+from pathlib import Path
+
+from r2graph.errors import ConfigError
+from r2graph.spread import spread
+from tests.test_spread import opened
+
+try:  # the last one fails; with one worker all others are done before
+    for square, _ in spread(
+        partial(opened, Path(sys.argv[1]), bad=3), [0, 1, 2, 3], engine="ray", workers=1
+    ):
+        print(square)
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_on_ray_shards_are_done_and_what_a_worker_raises_is_raised(tmp_path: Path) -> None:
+    done = command("-c", ON_RAY, str(tmp_path / "log"))
+    assert done.stdout.splitlines() == ["0", "1", "4", "shard 3 is not to be had"], done.stderr
+
+
+@pytest.mark.slow
 def test_on_ray_the_command_says_what_it_says_here(tmp_path: Path) -> None:
     evaluate = (
         "-c",

@@ -167,10 +167,9 @@ async def collect(
     on_done: Callable[[], None] = lambda: None,
 ) -> Counter[str]:
     """Make the runs that are not in the file yet; returns how many failed, by kind of error."""
-    done = collected(out)
-    left = [job for job in wanted if str(job.run_id) not in done]
+    jobs_left = left(wanted, out)
     with out.open("ab", buffering=0) as file:
-        return await make(left, graphs, file.write, concurrency=concurrency, on_done=on_done)
+        return await make(jobs_left, graphs, file.write, concurrency=concurrency, on_done=on_done)
 
 
 @contextmanager
@@ -225,10 +224,10 @@ async def make(
     `graphs` has one for each sample. A failed run leaves no trace: that a pool is down says nothing
     about an answer.
     """
-    left, failed = iter(wanted), Counter[str]()
+    waiting, failed = iter(wanted), Counter[str]()
 
     async def work() -> None:
-        for job in left:
+        for job in waiting:
             try:
                 write(to_line(await run(graphs[job.sample], job)))
             except (ModelCallError, PlanError) as error:
@@ -237,6 +236,12 @@ async def make(
 
     await asyncio.gather(*(work() for _ in range(concurrency)))
     return failed
+
+
+def left(wanted: Iterable[Job], out: Path) -> list[Job]:
+    """The runs that are not in the file yet; raises `TraceFileError`."""
+    done = collected(out)
+    return [job for job in wanted if str(job.run_id) not in done]
 
 
 def collected(out: Path) -> set[str]:
@@ -327,8 +332,7 @@ def main() -> None:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     tasks = queries(given.benchmark, given.split, given.limit, given.seed)
     wanted = list(jobs(tasks, given.samples, given.qualities or [given.quality], given.seed))
-    done = collected(given.out)
-    left = [job for job in wanted if str(job.run_id) not in done]
+    missing = left(wanted, given.out)
     is_here = given.engine == "local" and given.workers == 1
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
@@ -336,25 +340,23 @@ def main() -> None:
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
         bar = progress.add_task(
-            given.benchmark, total=len(wanted), completed=len(wanted) - len(left)
+            given.benchmark, total=len(wanted), completed=len(wanted) - len(missing)
         )
         tick = partial(progress.advance, bar)
         here = (file.write, tick) if is_here else ()
         opens = partial(opened, equipment(given), *here)
-        size = min(SHARD * given.concurrency, max(1, ceil(len(left) / given.workers)))
-        shards = [left[start : start + size] for start in range(0, len(left), size)]
+        size = min(SHARD * given.concurrency, max(1, ceil(len(missing) / given.workers)))
+        shards = [missing[start : start + size] for start in range(0, len(missing), size)]
         failed, hits, misses = Counter[str](), 0, 0
         for made in spread(opens, shards, engine=given.engine, workers=given.workers):
-            for line in made.lines:
-                file.write(line)
-                tick()
-            for _ in range(0 if is_here else made.failed.total()):
-                tick()
+            file.write(b"".join(made.lines))
+            if not is_here:
+                progress.advance(bar, len(made.lines) + made.failed.total())
             failed += made.failed
             hits, misses = hits + made.hits, misses + made.misses
     for kind, times in failed.items():
         print(f"{times} runs left no trace: {kind}", file=sys.stderr)
-    if left and failed.total() == len(left):
+    if missing and failed.total() == len(missing):
         raise SystemExit("no run left a trace: `r2graph pool check` tells why")
     if given.outcomes is not None:
         print(f"{hits / max(1, hits + misses):.0%} of the calls were known", file=sys.stderr)

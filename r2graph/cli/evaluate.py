@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from r2graph.cli.options import (
+    LEDGER_VARIABLE,
     PoolName,
     Quality,
     RouterName,
@@ -145,7 +146,7 @@ def evaluate(
     ledger: Annotated[
         str | None,
         typer.Option(
-            envvar="R2GRAPH_LEDGER",
+            envvar=LEDGER_VARIABLE,
             help="SQLite file or postgresql:// URL that keeps all calls: none is paid twice.",
         ),
     ] = None,

@@ -11,6 +11,9 @@ import typer
 if TYPE_CHECKING:
     from r2graph.pool import ModelPool
 
+# In the environment a URL's password is not in the list of processes, as it is on a command line.
+LEDGER_VARIABLE = "R2GRAPH_LEDGER"
+
 PoolName = Annotated[
     str, typer.Option("--pool", help="lab, openai, vllm, hybrid, paper, or a YAML file.")
 ]

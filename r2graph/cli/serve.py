@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from r2graph.cli.options import Quality, RouterName, open_pool, router_for
+from r2graph.cli.options import LEDGER_VARIABLE, Quality, RouterName, open_pool, router_for
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from r2graph.pool import ModelPool
 
-# In the environment a URL's password is not in the list of processes, as it is on a command line.
-LEDGER_VARIABLE = "R2GRAPH_LEDGER"
 POOL_BUDGET_VARIABLE = "R2GRAPH_POOL_BUDGET"
 GRACE_S = 30  # for runs under way when the server is told to end
 MAX_CONNECTIONS = 1000

@@ -41,11 +41,12 @@ from r2graph.allocate import (
     QUALITY_LEVELS,
     Allocator,
     CheapestFirst,
+    CheckpointAllocator,
     FixedAllocator,
     PromptedAllocator,
     RandomAllocator,
 )
-from r2graph.decompose import Decomposer, PromptedDecomposer, SingleDecomposer
+from r2graph.decompose import CheckpointDecomposer, Decomposer, PromptedDecomposer, SingleDecomposer
 from r2graph.errors import ConfigError, NeedsInstructionsError
 from r2graph.evaluation.baselines import SelfVerifier, TreeOfThoughts
 from r2graph.evaluation.methods import (
@@ -85,6 +86,16 @@ def routed(name: str) -> tuple[str, float | None] | None:
     return (found[1], float(found[2]) if found[2] else None) if found else None
 
 
+def identities(router: Router | None) -> list[str]:
+    """Of a router's own models."""
+    parts = [router.decomposer, router.allocator] if router else []
+    return [
+        part.model.identity
+        for part in parts
+        if isinstance(part, CheckpointDecomposer | CheckpointAllocator)
+    ]
+
+
 @dataclass(frozen=True)
 class Lineup:
     """What methods are made of; `right` has the right output of each step's prompt."""
@@ -108,8 +119,11 @@ class Lineup:
 
     def method(self, name: str) -> Method:
         """Raises `ConfigError` for a name that means nothing, or nothing to this pool."""
-        named = replace(self, purse=self.purse.part(name)) if self.purse else self
-        return named._method(name)
+        if self.purse is None:
+            return self._method(name)
+        found = routed(name)
+        models = identities(self.others.get(found[0])) if found else []  # a path says not which
+        return replace(self, purse=self.purse.part(" ".join([name, *models])))._method(name)
 
     def _method(self, name: str) -> Method:
         if found := routed(name):

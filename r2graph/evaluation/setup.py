@@ -8,15 +8,14 @@ from decimal import Decimal
 from pathlib import Path
 
 from r2graph import benchmarks as published
-from r2graph.allocate import CheckpointAllocator
 from r2graph.benchmarks import Question
 from r2graph.benchmarks.catalogue import SIZE
-from r2graph.decompose import CheckpointDecomposer
 from r2graph.errors import ConfigError
 from r2graph.evaluation.lineup import (
     ELSEWHERE,
     OWN,
     follows_instructions,
+    identities,
     is_derived,
     routed,
 )
@@ -75,13 +74,7 @@ def settings(setup: Setup) -> object:
         for spec in pool.members
     ]
     router = load_router(setup.router) if setup.router else None
-    parts = [router.decomposer, router.allocator] if router else []
-    models = [
-        part.model.identity
-        for part in parts
-        if isinstance(part, CheckpointDecomposer | CheckpointAllocator)
-    ]
-    return [members, models, setup.quality, setup.max_tokens]
+    return [members, identities(router), setup.quality, setup.max_tokens]
 
 
 def pool_of(setup: Setup) -> ModelPool:
